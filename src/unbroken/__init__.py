@@ -1,0 +1,54 @@
+"""Train on spot instances as if they were never taken away.
+
+The names below load when first used: importing ``unbroken`` alone must not import torch, because the
+command does so too.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from unbroken.errors import (
+    AccessError,
+    ChildError,
+    ConfigError,
+    DamagedError,
+    DeadlineError,
+    FencedError,
+    FormatError,
+    Interrupted,
+    MismatchError,
+    NotFoundError,
+    StoreError,
+    UnbrokenError,
+)
+from unbroken.version import __version__
+
+if TYPE_CHECKING:
+    from unbroken.training.run import Run
+
+_LAZY = {"Run": "unbroken.training.run"}
+
+__all__ = [
+    "AccessError",
+    "ChildError",
+    "ConfigError",
+    "DamagedError",
+    "DeadlineError",
+    "FencedError",
+    "FormatError",
+    "Interrupted",
+    "MismatchError",
+    "NotFoundError",
+    "Run",
+    "StoreError",
+    "UnbrokenError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'unbroken' has no attribute {name!r}")

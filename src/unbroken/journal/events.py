@@ -1,0 +1,150 @@
+"""What the journal records. The wire form is specified in docs/spec/journal-v1.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from unbroken.errors import FormatError
+
+
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where an entry was written.
+
+    ``price`` is what the machine costs an hour, in ``currency``, where whoever started it said so.
+    """
+
+    host: str
+    pid: int
+    pool: str = ""
+    price: float | None = None
+    currency: str = ""
+
+
+class AttemptClaimed(msgspec.Struct, tag="attempt-claimed", frozen=True, omit_defaults=True):
+    """A new attempt owns the run; every lower one is fenced from here on. The entry's ``claim`` names it."""
+
+    command: list[str] = []
+
+
+class AttemptEnded(msgspec.Struct, tag="attempt-ended", frozen=True, omit_defaults=True):
+    """The attempt is over.
+
+    ``cause`` is one of ``finished``, ``interrupted``, ``crashed``, ``failed``, ``left``, ``stopped-no-progress``.
+    ``last_step`` is the last completed step as far as is known, or -1.
+    """
+
+    cause: str
+    last_step: int = -1
+    detail: str = ""
+
+
+class Notice(msgspec.Struct, tag="notice", frozen=True, omit_defaults=True):
+    """An interruption was announced. ``deadline`` is in wall-clock seconds since the epoch."""
+
+    source: str
+    reason: str
+    deadline: float
+
+
+class Advisory(msgspec.Struct, tag="advisory", frozen=True, omit_defaults=True):
+    """An interruption has become likely."""
+
+    source: str
+    reason: str
+
+
+class CheckpointCommitted(msgspec.Struct, tag="checkpoint", frozen=True, omit_defaults=True):
+    """The entry that makes a checkpoint exist.
+
+    ``parent`` is the step of the checkpoint from which training came here within or across attempts (-1: none).
+    ``metrics`` and ``metrics_sha256`` name the object with what was logged for the steps in
+    ``(metrics_after, step]``, where anything was.
+    """
+
+    step: int
+    manifest: str
+    sha256: str
+    size: int
+    """Bytes of state in the checkpoint."""
+    written: int
+    """Bytes written for it: less than ``size`` where tensors did not change since the parent."""
+    parent: str = ""
+    """Manifest key of the checkpoint whose state this one continues, or "" for a run's first."""
+    metrics: str = ""
+    metrics_sha256: str = ""
+    stall: float = 0.0
+    """Seconds for which the training loop stood still."""
+    seconds: float = 0.0
+    """Seconds from the step boundary until everything but this entry was durable."""
+
+
+class CheckpointRetired(msgspec.Struct, tag="checkpoint-retired", frozen=True, omit_defaults=True):
+    """The checkpoint with this manifest is given up; its objects may be deleted after this entry."""
+
+    manifest: str
+    step: int
+
+
+class RunFinished(msgspec.Struct, tag="run-finished", frozen=True, omit_defaults=True):
+    """Training is complete; the checkpoint of ``step`` is committed."""
+
+    step: int
+
+
+class Note(msgspec.Struct, tag="note", frozen=True, omit_defaults=True):
+    """Anything else worth keeping. ``topic`` is a short stable word: ``restored``, ``save-failed``, ``damaged``, ..."""
+
+    topic: str
+    text: str
+    data: dict[str, Any] = {}
+
+
+Event = (
+    AttemptClaimed
+    | AttemptEnded
+    | Notice
+    | Advisory
+    | CheckpointCommitted
+    | CheckpointRetired
+    | RunFinished
+    | Note
+)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One journal object. ``n`` is its number, ``nonce`` unique to this very write."""
+
+    n: int
+    attempt: int
+    claim: str
+    """Nonce of the attempt's claim: two contenders for one attempt number differ here."""
+    nonce: str
+    at: float
+    origin: Origin
+    event: Event
+
+
+_DECODER = msgspec.json.Decoder(Entry)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The bytes of a journal object."""
+    return msgspec.json.encode(entry)
+
+
+def decode_entry(data: bytes, key: str) -> Entry:
+    """Read a journal object.
+
+    Raises:
+        FormatError: the bytes are no entry that this version knows.
+    """
+    try:
+        return _DECODER.decode(data)
+    except msgspec.MsgspecError as error:
+        raise FormatError(
+            f"{key} is not a journal entry this version can read ({error})",
+            kind="journal-entry",
+            hint="It was damaged, or written by a newer version of unbroken: install that version",
+        ) from error

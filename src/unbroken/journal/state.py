@@ -1,0 +1,147 @@
+"""What follows from a journal: attempts, checkpoints, whether the run is finished. Pure folding, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from unbroken.journal.events import (
+    Advisory,
+    AttemptClaimed,
+    AttemptEnded,
+    CheckpointCommitted,
+    CheckpointRetired,
+    Entry,
+    Note,
+    Notice,
+    Origin,
+    RunFinished,
+)
+
+NO_PROGRESS = "stopped-no-progress"
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A committed checkpoint that was not retired."""
+
+    n: int
+    attempt: int
+    at: float
+    event: CheckpointCommitted
+
+    @property
+    def step(self) -> int:
+        return self.event.step
+
+
+@dataclass
+class AttemptRecord:
+    """One start of the run, as the journal tells it."""
+
+    attempt: int
+    claim: str
+    origin: Origin
+    claimed_at: float
+    restored_step: int = -1
+    """Step from which training went on; -1 where the attempt never got so far."""
+    committed: list[CheckpointRecord] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    ended: AttemptEnded | None = None
+    last_seen_at: float = 0.0
+    """When its last entry was written."""
+
+    @property
+    def made_progress(self) -> bool:
+        """Whether it committed a checkpoint, or took a finished run to its end."""
+        return bool(self.committed) or (self.ended is not None and self.ended.cause == "finished")
+
+
+@dataclass
+class RunState:
+    """The state of a run after the entries given to :meth:`apply`, in order."""
+
+    tail: int = 0
+    """Number of the last entry."""
+    attempts: dict[int, AttemptRecord] = field(default_factory=dict)
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    """Committed and not retired, oldest first, in the order of their commits (not of their steps: training may fall
+    back past a damaged checkpoint and commit lower steps later)."""
+    commits: list[CheckpointRecord] = field(default_factory=list)
+    """Every commit, retired or not."""
+    finished_step: int | None = None
+    """The step at which the run was said to be complete, while no later attempt has gone on from there."""
+    notes: list[Entry] = field(default_factory=list)
+    advisories: list[Entry] = field(default_factory=list)
+    ignored: list[Entry] = field(default_factory=list)
+    """Entries that a fenced attempt wrote; they count for nothing."""
+
+    @property
+    def owner(self) -> AttemptRecord | None:
+        """The attempt that owns the run: the one with the newest claim."""
+        return self.attempts[max(self.attempts)] if self.attempts else None
+
+    def attempts_without_progress(self) -> int:
+        """How many of the latest attempts in a row made no progress, since the last stop for that reason."""
+        count = 0
+        for number in sorted(self.attempts, reverse=True):
+            record = self.attempts[number]
+            if record.made_progress or (record.ended is not None and record.ended.cause == NO_PROGRESS):
+                break
+            count += 1
+        return count
+
+    def fences(self, attempt: int, claim: str) -> bool:
+        """Whether someone other than (attempt, claim) owns the run."""
+        owner = self.owner
+        return owner is not None and (owner.attempt, owner.claim) != (attempt, claim)
+
+    def apply(self, entry: Entry) -> None:
+        """Fold the next entry in.
+
+        Raises:
+            ValueError: the entry is not number ``tail + 1``.
+        """
+        if entry.n != self.tail + 1:
+            raise ValueError(f"entry {entry.n} does not follow entry {self.tail}")
+        self.tail = entry.n
+        if isinstance(entry.event, AttemptClaimed):
+            self._claimed(entry)
+        elif entry.attempt not in self.attempts or self.fences(entry.attempt, entry.claim):
+            self.ignored.append(entry)
+        else:
+            self._recorded(entry)
+
+    def _claimed(self, entry: Entry) -> None:
+        owner = self.owner
+        if owner is not None and entry.attempt <= owner.attempt:
+            self.ignored.append(entry)
+            return
+        self.attempts[entry.attempt] = AttemptRecord(
+            entry.attempt, entry.claim, entry.origin, entry.at, last_seen_at=entry.at
+        )
+
+    def _recorded(self, entry: Entry) -> None:
+        attempt = self.attempts[entry.attempt]
+        attempt.last_seen_at = max(attempt.last_seen_at, entry.at)
+        match entry.event:
+            case CheckpointCommitted() as event:
+                record = CheckpointRecord(entry.n, entry.attempt, entry.at, event)
+                attempt.committed.append(record)
+                self.checkpoints.append(record)
+                self.commits.append(record)
+                if self.finished_step is not None and event.step > self.finished_step:
+                    self.finished_step = None
+            case CheckpointRetired(manifest=manifest):
+                self.checkpoints = [kept for kept in self.checkpoints if kept.event.manifest != manifest]
+            case AttemptEnded() as event:
+                attempt.ended = event
+            case Notice() as event:
+                attempt.notices.append(event)
+            case Advisory():
+                self.advisories.append(entry)
+            case RunFinished(step=step):
+                self.finished_step = step
+            case Note() as event:
+                if event.topic == "restored":
+                    attempt.restored_step = int(event.data.get("step", -1))
+                self.notes.append(entry)

@@ -1,0 +1,1 @@
+"""What trainer and agent share: the messages on their socket and the progress page."""

@@ -1,0 +1,128 @@
+"""The messages between a trainer and its agent: one JSON object a line on a Unix stream socket.
+
+The trainer speaks first (:class:`Hello`); the agent answers :class:`Welcome` or :class:`Refused`. After that each
+side sends when it has something to say and nobody waits for an answer. All moments named ``*_at`` and ``deadline``
+are wall-clock seconds since the epoch; both ends live on one machine, so they share that clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL = 1
+
+SOCKET_VARIABLE = "UNBROKEN_SOCKET"
+"""Environment variable in which the agent gives its children the socket's path."""
+
+RUN_VARIABLE = "UNBROKEN_RUN"
+"""Environment variable with a run URI that outranks the one in the script."""
+
+EVERY_VARIABLE = "UNBROKEN_EVERY"
+"""Environment variable with a save cadence that outranks the one in the script."""
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True):
+    """Trainer: I am here, and this is the run I want to train.
+
+    ``attempt`` and ``claim`` are 0 and "" for a trainer that has no attempt yet; a trainer whose agent died gives
+    its own, and the new agent adopts them instead of claiming.
+    """
+
+    protocol: int
+    uri: str
+    pid: int
+    rank: int = 0
+    world_size: int = 1
+    progress: str = ""
+    """Path of the trainer's progress page."""
+    attempt: int = 0
+    claim: str = ""
+
+
+class Welcome(msgspec.Struct, tag="welcome", frozen=True):
+    """Agent: you are this attempt of the run."""
+
+    attempt: int
+    claim: str
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """Agent: the run cannot be opened. Carries an error of :mod:`unbroken.errors` by class name."""
+
+    error: str
+    message: str
+    kind: str = ""
+    hint: str = ""
+
+
+class Restored(msgspec.Struct, tag="restored", frozen=True):
+    """Trainer: training goes on from this step (0: from the start)."""
+
+    step: int
+    seconds: float
+    bytes: int
+
+
+class Committed(msgspec.Struct, tag="committed", frozen=True):
+    """Trainer: the checkpoint of this step is durable."""
+
+    step: int
+    seconds: float
+    """From the step boundary to the commit."""
+    stall: float
+    """How long the loop stood still for it."""
+    bytes: int
+    """Bytes written to the store."""
+
+
+class SaveFailed(msgspec.Struct, tag="save-failed", frozen=True):
+    """Trainer: the save of this step did not become durable; training goes on."""
+
+    step: int
+    message: str
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """Agent: finish the step, save, and leave before the deadline."""
+
+    source: str
+    reason: str
+    deadline: float
+
+
+class Advice(msgspec.Struct, tag="advice", frozen=True):
+    """Agent: an interruption has become likely; save soon and go on."""
+
+    source: str
+    reason: str
+
+
+class SignalReceived(msgspec.Struct, tag="signal", frozen=True):
+    """Trainer: somebody sent me a stop signal myself; the agent turns it into a notice with a deadline."""
+
+    signal: str
+
+
+class Stopping(msgspec.Struct, tag="stopping", frozen=True):
+    """Trainer: this is the last step of this attempt; its save is under way."""
+
+    step: int
+
+
+class Bye(msgspec.Struct, tag="bye", frozen=True):
+    """Trainer: this is how the attempt ended as far as the loop knows.
+
+    ``outcome`` is ``finished``, ``interrupted``, ``left`` (the loop was left early) or ``failed``; a failure carries the
+    error's class name and message.
+    """
+
+    outcome: str
+    step: int
+    error: str = ""
+    message: str = ""
+    exit_code: int = 0
+
+
+FromTrainer = Hello | Restored | Committed | SaveFailed | SignalReceived | Stopping | Bye
+FromAgent = Welcome | Refused | Stop | Advice
+Message = FromTrainer | FromAgent
