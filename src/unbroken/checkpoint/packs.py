@@ -1,0 +1,102 @@
+"""Packs: which tensors go into which object, and the safetensors header before them.
+
+A pack is a valid safetensors file (8-byte little-endian header length, JSON header, tensor bytes without gaps), so
+that any tool can open one. It never changes, and its key is unique to one write.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unbroken.checkpoint.digest import chunk_digests, digest
+from unbroken.checkpoint.dtypes import item_size, safetensors_name
+from unbroken.checkpoint.manifest import PackRecord, Slice, TensorRecord
+
+PACK_SIZE = 256 << 20
+"""Bytes of tensors at which a pack is full; a larger tensor has a pack of its own."""
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class HostTensor:
+    """One tensor in host memory, ready to be written.
+
+    ``data`` is its bytes in row-major order, 1-D, little-endian as torch holds them; it must not change while a write
+    is under way.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The content of one pack: header and data in order, and what the manifest says of it."""
+
+    record: PackRecord
+    parts: list[bytes | memoryview]
+    tensors: list[TensorRecord]
+
+
+def plan_packs(tensors: Sequence[HostTensor], *, pack_size: int = PACK_SIZE) -> list[list[HostTensor]]:
+    """Deal tensors out over packs of about ``pack_size`` bytes.
+
+    Wide element types come first within a pack, so that every tensor begins at a multiple of its element's size.
+    """
+    packs: list[list[HostTensor]] = []
+    filled = pack_size
+    for tensor in tensors:
+        if filled and filled + len(tensor.data) > pack_size:
+            packs.append([])
+            filled = 0
+        packs[-1].append(tensor)
+        filled += len(tensor.data)
+    return [sorted(pack, key=lambda tensor: -item_size(tensor.dtype)) for pack in packs]
+
+
+def build_pack(
+    key: str, tensors: Sequence[HostTensor], *, index: int, digests: dict[str, list[str]] | None = None
+) -> Pack:
+    """Lay out one pack.
+
+    Args:
+        key: where it will be stored.
+        tensors: in the order in which they are stored.
+        index: the pack's place in the record that will list it.
+        digests: of each tensor by name, where they are known already.
+    """
+    header = _header(tensors)
+    records: list[TensorRecord] = []
+    parts: list[bytes | memoryview] = [header, *(tensor.data for tensor in tensors)]
+    start = len(header)
+    for tensor in tensors:
+        known = (digests or {}).get(tensor.name)
+        piece = Slice(
+            offset=[0] * len(tensor.shape), shape=list(tensor.shape), pack=index, start=start,
+            length=len(tensor.data), digests=chunk_digests(tensor.data) if known is None else known,
+        )  # fmt: skip
+        records.append(TensorRecord(tensor.name, tensor.dtype, list(tensor.shape), [piece]))
+        start += len(tensor.data)
+    return Pack(PackRecord(key, start, len(header), digest(header)), parts, records)
+
+
+def _header(tensors: Sequence[HostTensor]) -> bytes:
+    entries: dict[str, object] = {}
+    at = 0
+    for tensor in tensors:
+        name = safetensors_name(tensor.dtype)
+        entry: dict[str, object] = {
+            "dtype": name or "U8",
+            "shape": list(tensor.shape) if name else [len(tensor.data)],
+            "data_offsets": [at, at + len(tensor.data)],
+        }
+        entries[tensor.name] = entry
+        at += len(tensor.data)
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    padding = -(8 + len(text)) % _ALIGNMENT
+    return struct.pack("<Q", len(text) + padding) + text + b" " * padding

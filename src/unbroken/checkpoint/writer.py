@@ -1,0 +1,164 @@
+"""Writing a checkpoint: packs, rank record, manifest, and last the journal entry that makes it exist."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from unbroken.checkpoint.digest import chunk_digests
+from unbroken.checkpoint.manifest import FORMAT, Manifest, PackRecord, RankRecord, Slice, TensorRecord, sha256
+from unbroken.checkpoint.metrics import Metrics, encode_metrics
+from unbroken.checkpoint.packs import HostTensor, build_pack, plan_packs
+from unbroken.clock import SYSTEM_CLOCK, Clock
+from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
+from unbroken.journal.events import CheckpointCommitted
+
+
+@dataclass(frozen=True)
+class HostState:
+    """The state of a run after ``step``, in host memory.
+
+    Args:
+        step: completed optimizer steps.
+        tree: the encoded state tree.
+        tensors: every tensor that the tree names, once.
+        metrics: what was logged; steps that the parent checkpoint holds already are left out.
+        began_at: monotonic seconds at the step boundary.
+        stall: seconds for which the loop stood still.
+    """
+
+    step: int
+    tree: Any
+    tensors: Sequence[HostTensor]
+    metrics: Metrics = field(default_factory=dict)
+    began_at: float = 0.0
+    stall: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Parent:
+    record: CheckpointRecord
+    manifest: Manifest
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one attempt, one after another, from one thread.
+
+    Args:
+        journal: of the run, opened for writing.
+        lease: the attempt's right to append.
+        origin: this process, for the journal.
+    """
+
+    def __init__(self, journal: Journal, lease: Lease, origin: Origin, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._journal = journal
+        self._store = journal.store
+        self._lease = lease
+        self._origin = origin
+        self._clock = clock
+        self._parent: _Parent | None = None
+
+    def continue_from(self, record: CheckpointRecord, manifest: Manifest) -> None:
+        """Name the checkpoint whose state this attempt restored and verified: the parent of the next one."""
+        self._parent = _Parent(record, manifest)
+
+    def write(self, state: HostState) -> CheckpointCommitted:
+        """Make a checkpoint of ``state`` durable and commit it.
+
+        Objects of a write that fails half-way stay behind under keys that nothing names; no reader sees them.
+
+        Raises:
+            FencedError: a later attempt owns the run.
+            StoreError: the storage failed; the previous checkpoint stands, and the state may be written again.
+        """
+        nonce = secrets.token_hex(4)
+        tensors, packs, written = self._write_packs(state, nonce)
+        self._write_rank_record(state, tensors, packs)
+        metrics_key, metrics_digest, metrics_size = self._write_metrics(state, nonce)
+        manifest = self._manifest(state, nonce, tensors, packs)
+        data = msgspec.json.encode(manifest)
+        key = f"manifests/{state.step:011d}-{self._lease.attempt}-{nonce}.json"
+        self._store.put(key, [data])
+        event = CheckpointCommitted(
+            step=state.step, manifest=key, sha256=sha256(data), size=manifest.size,
+            written=written + metrics_size + len(data), parent=manifest.parent,
+            metrics=metrics_key, metrics_sha256=metrics_digest,
+            stall=round(state.stall, 6), seconds=round(self._clock.monotonic() - state.began_at, 6),
+        )  # fmt: skip
+        entry = self._journal.append(event, self._origin, self._lease)
+        self._parent = _Parent(CheckpointRecord(entry.n, entry.attempt, entry.at, event), manifest)
+        return event
+
+    def _write_packs(self, state: HostState, nonce: str) -> tuple[list[TensorRecord], list[PackRecord], int]:
+        """Write the tensors that changed since the parent; refer to the parent's packs for the others."""
+        digests = {tensor.name: chunk_digests(tensor.data) for tensor in state.tensors}
+        records, packs = self._unchanged(state, digests)
+        kept = {record.name for record in records}
+        written = 0
+        for number, group in enumerate(plan_packs([t for t in state.tensors if t.name not in kept])):
+            key = f"packs/{self._lease.attempt}/{state.step}-0-{number}-{nonce}.safetensors"
+            pack = build_pack(key, group, index=len(packs), digests=digests)
+            self._store.put(key, pack.parts)
+            packs.append(pack.record)
+            records.extend(pack.tensors)
+            written += pack.record.size
+        order = {tensor.name: place for place, tensor in enumerate(state.tensors)}
+        return sorted(records, key=lambda record: order[record.name]), packs, written
+
+    def _unchanged(
+        self, state: HostState, digests: dict[str, list[str]]
+    ) -> tuple[list[TensorRecord], list[PackRecord]]:
+        if self._parent is None:
+            return [], []
+        parent = self._parent.manifest
+        before = {record.name: record for record in parent.tensors}
+        packs: dict[int, int] = {}
+        records = []
+        for tensor in state.tensors:
+            old = before.get(tensor.name)
+            if old is None or not _same(old, tensor, digests[tensor.name]):
+                continue
+            slices = [
+                msgspec.structs.replace(piece, pack=packs.setdefault(piece.pack, len(packs))) for piece in old.slices
+            ]
+            records.append(msgspec.structs.replace(old, slices=slices))
+        return records, [parent.packs[index] for index in packs]
+
+    def _write_rank_record(self, state: HostState, tensors: list[TensorRecord], packs: list[PackRecord]) -> None:
+        record = RankRecord(FORMAT, state.step, self._lease.attempt, 0, 1, tensors, packs)
+        key = f"ranks/{self._lease.attempt}/{state.step}/0.json"
+        self._store.put(key, [msgspec.json.encode(record)])
+
+    def _write_metrics(self, state: HostState, nonce: str) -> tuple[str, str, int]:
+        after = self._parent.record.step if self._parent else 0
+        metrics = {
+            name: fresh
+            for name, points in state.metrics.items()
+            if (fresh := [point for point in points if point[0] > after])
+        }
+        if not metrics:
+            return "", "", 0
+        data = encode_metrics(metrics)
+        key = f"metrics/{state.step:011d}-{self._lease.attempt}-{nonce}.json"
+        self._store.put(key, [data])
+        return key, sha256(data), len(data)
+
+    def _manifest(self, state: HostState, nonce: str, tensors: list[TensorRecord], packs: list[PackRecord]) -> Manifest:
+        return Manifest(
+            format=FORMAT, run=self._journal.info.run, step=state.step, attempt=self._lease.attempt, nonce=nonce,
+            created_at=round(self._clock.now(), 3), world_size=1,
+            parent=self._parent.record.event.manifest if self._parent else "",
+            state=state.tree, tensors=tensors, packs=packs,
+        )  # fmt: skip
+
+
+def _same(old: TensorRecord, new: HostTensor, digests: list[str]) -> bool:
+    """Whether the parent holds the very same tensor, whole in one slice."""
+    match old.slices:
+        case [Slice(digests=known)]:
+            return old.dtype == new.dtype and old.shape == list(new.shape) and known == digests
+    return False
