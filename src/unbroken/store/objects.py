@@ -1,11 +1,11 @@
-"""Stores over obstore (the Rust ``object_store`` crate): buckets of every cloud, and folders."""
+"""Stores in buckets of every cloud, over obstore (the Rust ``object_store`` crate)."""
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import obstore
@@ -18,16 +18,32 @@ from obstore.exceptions import (
 )
 
 from unbroken.errors import AccessError, DamagedError, NotFoundError, StoreError, UnbrokenError
-from unbroken.store.store import Buffer, ObjectInfo
+from unbroken.store.store import Buffer, ObjectInfo, check_key
 
 _PART = 16 << 20
 _CONCURRENCY = 8
 _WHOLE_PUT_LIMIT = 8 << 20
 
-_FULL = ("no space left on device", "disk quota exceeded", "quotaexceeded", "xminiostoragefull")
-_READ_ONLY = ("read-only file system", "operation not permitted", "permission denied")
-_CREDENTIALS = ("credentials", "instance metadata", "169.254.169.254", "metadata.google.internal")
-_DENIED = ("accessdenied", "403 forbidden", "status: 403", "invalidaccesskeyid", "signaturedoesnotmatch")
+_DELETERS = 8
+
+_FULL = ("quotaexceeded", "storagefull", "507 insufficient storage")
+_CREDENTIALS = (
+    "no credentials",
+    "credential provider",
+    "instance metadata",
+    "169.254.169.254",
+    "metadata.google",
+)
+_DENIED = (
+    "accessdenied",
+    "403 forbidden",
+    "invalidaccesskeyid",
+    "signaturedoesnotmatch",
+    "expiredtoken",
+    "invalidtoken",
+)
+_CODE = re.compile(r"<Code>([^<]*)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 
 
 class ObjectStore:
@@ -61,9 +77,7 @@ class ObjectStore:
             if size <= _WHOLE_PUT_LIMIT:
                 obstore.put(self._backend, key, b"".join(views), use_multipart=False)
             else:
-                obstore.put(
-                    self._backend, key, _pieces(views), chunk_size=_PART, max_concurrency=_CONCURRENCY
-                )
+                obstore.put(self._backend, key, _pieces(views), chunk_size=_PART, max_concurrency=_CONCURRENCY)
 
     def get(self, key: str) -> bytes:
         with self._translated("get", key):
@@ -77,7 +91,8 @@ class ObjectStore:
         if len(data) != length:
             # object_store gives the bytes there are and no error when a range runs over the end
             raise DamagedError(
-                f"{key} in {self._uri} ends {length - len(data)} bytes before byte {start + length}", kind="truncated"
+                f"{key} in {self._uri} ends {length - len(data)} bytes before byte {start + length}",
+                kind="truncated",
             )
         return data
 
@@ -91,16 +106,25 @@ class ObjectStore:
         yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            with self._translated("delete", key):
-                try:
-                    obstore.delete(self._backend, key)
-                except FileNotFoundError:
-                    continue
+        if not keys:
+            return
+        with ThreadPoolExecutor(min(_DELETERS, len(keys)), thread_name_prefix="unbroken-delete") as pool:
+            for _ in pool.map(self._delete, keys):
+                pass
+
+    def _delete(self, key: str) -> None:
+        with self._translated("delete", key):
+            try:
+                obstore.delete(self._backend, key)
+            except FileNotFoundError as error:
+                if _no_bucket(error):
+                    raise
 
     @contextmanager
     def _translated(self, action: str, key: str) -> Iterator[None]:
-        """Turn obstore's errors into ours."""
+        """Check the key, and turn obstore's errors into ours."""
+        if key or action != "list":
+            check_key(key)
         try:
             yield
         except UnbrokenError:
@@ -108,84 +132,54 @@ class ObjectStore:
         except FileNotFoundError as error:
             raise self._not_found(action, key, error) from error
         except (BaseError, OSError, ValueError) as error:
-            raise self._failed(action, key, error) from error
+            failure = self._failed(action, key, error)
+            # A refusal may echo the request's security token: the original text must not travel on.
+            raise failure from (None if isinstance(failure, AccessError) else error)
 
     def _not_found(self, action: str, key: str, error: Exception) -> UnbrokenError:
-        if action == "get" and "nosuchbucket" not in str(error).lower():
+        if action == "get" and not _no_bucket(error):
             return NotFoundError(f"there is no {key} in {self._uri}", kind="object")
         return NotFoundError(
-            f"the bucket or folder of {self._uri} does not exist", kind="bucket", hint="Create it, or mend the URI"
+            f"the bucket of {self._uri} does not exist", kind="bucket", hint="Create it, or mend the URI"
         )
 
     def _failed(self, action: str, key: str, error: Exception) -> StoreError:
         text = str(error)
-        reason, lowered = _first_line(text), text.lower()
+        reason, lowered = _reason(text), text.lower()
         what = f"{action} of {key or 'the listing'} in {self._uri} failed"
         if any(mark in lowered for mark in _FULL):
-            return StoreError(f"{what}: no space is left ({reason})", kind="full", hint="Free space or prune checkpoints")
-        if any(mark in lowered for mark in _READ_ONLY):
-            return AccessError(f"{what}: {reason}", kind="denied", hint="Give this user or role write access there")
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or any(m in lowered for m in _DENIED):
-            return AccessError(
-                f"{what}: access was denied ({reason})", kind="denied",
-                hint="Check the credentials, and that the role may read, put and list below this prefix",
-            )  # fmt: skip
+            return StoreError(
+                f"{what}: no space is left ({reason})", kind="full", hint="Free space or prune checkpoints"
+            )
         if any(mark in lowered for mark in _CREDENTIALS):
             return AccessError(
                 f"{what}: no credentials were found ({reason})", kind="credentials",
                 hint="Set the cloud's environment variables, log in to a profile, or attach a role",
             )  # fmt: skip
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or any(m in lowered for m in _DENIED):
+            return AccessError(
+                f"{what}: access was denied ({reason})", kind="denied",
+                hint="Check the credentials, and that the role may read, put and list below this prefix",
+            )  # fmt: skip
         return StoreError(f"{what}: {reason}", kind="unavailable")
 
 
-class FolderStore(ObjectStore):
-    """A store in a folder. A write returns once it is on the disk: the file and the folders above it are synced.
-
-    Args:
-        backend: an ``obstore.store.LocalStore`` at ``folder``.
-        uri: what :attr:`uri` returns.
-        folder: the folder itself.
-    """
-
-    def __init__(self, backend: Any, uri: str, folder: Path) -> None:
-        super().__init__(backend, uri)
-        self._folder = folder
-
-    def create(self, key: str, data: bytes) -> bool:
-        created = super().create(key, data)
-        if created:
-            self._sync(key)
-        return created
-
-    def put(self, key: str, parts: Sequence[Buffer]) -> None:
-        super().put(key, parts)
-        self._sync(key)
-
-    def _sync(self, key: str) -> None:
-        path = self._folder / key
-        with self._translated("sync", key):
-            _fsync(path)
-            for parent in path.parents:
-                _fsync(parent)
-                if parent == self._folder:
-                    break
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _no_bucket(error: Exception) -> bool:
+    text = str(error).lower()
+    return any(mark in text for mark in ("nosuchbucket", "containernotfound", "specified bucket does not exist"))
 
 
 def _pieces(views: Sequence[memoryview]) -> Iterator[memoryview]:
-    """The views in pieces of at most one part: obstore takes an iterator's pieces without copying them into a zeroed buffer."""
+    """The views in pieces of at most one part: these obstore takes without a zeroed buffer between."""
     for view in views:
         for start in range(0, len(view), _PART):
             yield view[start : start + _PART]
 
 
-def _first_line(text: str) -> str:
-    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+def _reason(text: str) -> str:
+    """What a server or obstore said, in one short line: of an XML reply only its code and message."""
+    code, message = _CODE.search(text), _MESSAGE.search(text)
+    if code is not None:
+        return f"{code[1]}: {message[1]}" if message else code[1]
+    line = text.strip().partition("\n")[0] or "no reason given"
     return line if len(line) <= 300 else line[:297] + "..."

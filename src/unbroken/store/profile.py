@@ -1,4 +1,5 @@
-"""Credentials from an AWS profile (shared files, SSO, assumed roles, credential processes), through botocore."""
+"""Credentials from an AWS profile (shared files, SSO, assumed roles, credential processes), through
+botocore."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import Any
 from unbroken.errors import AccessError, ConfigError
 
 _RECHECK = timedelta(minutes=1)
-"""How long obstore may keep what botocore gave it. botocore refreshes by the real expiry each time it is asked, so a
-short life here is cheap and never outlives the credentials."""
+"""How long obstore may keep what botocore gave it. botocore refreshes by the real expiry each time it is
+asked, so a short life here is cheap and never outlives the credentials."""
 
 
 class ProfileCredentials:
@@ -36,7 +37,9 @@ class ProfileCredentials:
             credentials: Any = session.get_credentials()
         except self._failures as error:
             raise ConfigError(
-                f"the AWS profile cannot be used: {error}", kind="credentials", hint="Check AWS_PROFILE and ~/.aws"
+                f"the AWS profile cannot be used: {error}",
+                kind="credentials",
+                hint="Check AWS_PROFILE and ~/.aws",
             ) from error
         if credentials is None:
             raise AccessError(

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from unbroken.errors import StoreError
+
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
@@ -18,7 +20,9 @@ class ObjectInfo:
 
 
 class Store(Protocol):
-    """Objects below one prefix. Keys are relative, ``/``-separated, and never begin with ``/``.
+    """Objects below one prefix. Keys are relative, ``/``-separated, without empty, ``.`` or ``..``
+    components; a key that breaks this (read from a damaged manifest, say) is refused with a StoreError of
+    the kind ``key``.
 
     Every method raises :class:`~unbroken.errors.AccessError` where the storage denies access and
     :class:`~unbroken.errors.StoreError` where it fails after retries. All are safe to call from any thread.
@@ -29,10 +33,11 @@ class Store(Protocol):
         """Where this is, as the user wrote it, normalised; holds no secret."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put ``data`` only if no object is at ``key``: True when this call, or a lost reply of it, created it.
+        """Put ``data`` only if no object is at ``key``: True when this call created it.
 
-        False means that an object is there. Whether it was made by this very call (its reply lost, a retry refused) is for the
-        caller to settle: read it back and compare a nonce.
+        False means that an object is there or is just being made by someone else. The someone may be this
+        very call (its reply lost, its retry refused): that is for the caller to settle, by reading it back
+        and comparing a nonce. After a StoreError it is not known whether the object was created.
         """
 
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
@@ -64,3 +69,13 @@ class Store(Protocol):
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is not there counts as deleted."""
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that could lead out of the store.
+
+    Raises:
+        StoreError: of the kind ``key``.
+    """
+    if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+        raise StoreError(f"{key!r} is no key: it has an empty, '.' or '..' component", kind="key")

@@ -13,7 +13,9 @@ from obstore import store as obs
 from obstore.exceptions import BaseError
 
 from unbroken.errors import AccessError, ConfigError, NotFoundError
-from unbroken.store.objects import FolderStore, ObjectStore
+from unbroken.store.credentials import aws_needs_profile, require_aws, require_azure, require_google
+from unbroken.store.folder import FolderStore, sync_folder
+from unbroken.store.objects import ObjectStore
 from unbroken.store.store import Store
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ _RETRY: RetryConfig = {
 
 @dataclass(frozen=True)
 class StoreURI:
-    """A run URI taken apart. ``account`` is for Azure alone; a folder has an empty ``bucket`` and an absolute ``path``."""
+    """A run URI taken apart. ``account`` is for Azure alone; a folder has an empty ``bucket`` and an
+    absolute ``path``."""
 
     scheme: str
     bucket: str
@@ -55,35 +58,51 @@ def parse_uri(text: str) -> StoreURI:
     """
     if not text.strip():
         raise ConfigError("the run URI is empty", kind="uri", hint=_EXAMPLES)
+    if not text.isprintable():
+        raise ConfigError(f"{text!r} holds characters that cannot be printed", kind="uri", hint=_EXAMPLES)
     if "://" not in text:
-        return StoreURI("file", "", str(Path(text).expanduser().absolute()))
-    parts = urlsplit(text)
-    if parts.query or parts.fragment:
+        return _folder_uri(text, text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise ConfigError("the run URI is not well formed", kind="uri", hint=_EXAMPLES) from error
+    if "@" in parts.netloc or (parts.scheme in _BUCKET_SCHEMES and ":" in parts.netloc):
+        raise ConfigError(  # the text may hold a secret: do not repeat it
+            f"the {parts.scheme} URI holds a user, password or port",
+            kind="uri",
+            hint="Credentials and endpoints come from the environment, never from the URI",
+        )
+    if parts.scheme not in (*_BUCKET_SCHEMES, "file"):
+        raise ConfigError(f"{text!r} has the unknown scheme {parts.scheme!r}", kind="uri", hint=_EXAMPLES)
+    if "?" in text or "#" in text:
         raise ConfigError(
-            f"{text!r} has a query or fragment", kind="uri", hint="Set endpoints and regions in the environment instead"
+            f"the {parts.scheme} URI has a query or fragment",
+            kind="uri",
+            hint="Set endpoints and regions in the environment instead",
         )
     if parts.scheme == "file":
-        return _folder_uri(text, parts.netloc, unquote(parts.path))
-    if parts.scheme not in _BUCKET_SCHEMES:
-        raise ConfigError(f"{text!r} has the unknown scheme {parts.scheme!r}", kind="uri", hint=_EXAMPLES)
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigError(
+                f"{text!r} names the host {parts.netloc!r}",
+                kind="uri",
+                hint="A folder needs three slashes: file:///path",
+            )
+        return _folder_uri(text, unquote(parts.path))
     return _bucket_uri(text, parts.scheme, parts.netloc, parts.path)
 
 
-def _folder_uri(text: str, host: str, path: str) -> StoreURI:
-    if host not in ("", "localhost") or not path:
-        raise ConfigError(
-            f"{text!r} names the host {host!r}", kind="uri", hint="A folder needs three slashes: file:///path"
-        )
-    return StoreURI("file", "", path.rstrip("/") or "/")
+def _folder_uri(text: str, path: str) -> StoreURI:
+    try:
+        folder = os.path.abspath(Path(path).expanduser()) if path else "/"  # noqa: PTH100 - takes out ".."
+    except RuntimeError as error:
+        raise ConfigError(f"{text!r} names the home of an unknown user", kind="uri") from error
+    if folder.strip("/") == "" or "\0" in folder:
+        raise ConfigError(f"{text!r} names no folder of its own", kind="uri", hint=_EXAMPLES)
+    return StoreURI("file", "", folder)
 
 
 def _bucket_uri(text: str, scheme: str, host: str, path: str) -> StoreURI:
     what = _BUCKET_SCHEMES[scheme]
-    if "@" in host or ":" in host:
-        raise ConfigError(
-            f"the {what} in the URI holds a user, password or port", kind="uri",
-            hint="Credentials and endpoints come from the environment, never from the URI",
-        )  # fmt: skip
     path = path.strip("/")
     account = ""
     if scheme == "az":
@@ -110,7 +129,7 @@ def open_store(uri: str, *, create: bool = False) -> Store:
     Raises:
         ConfigError: the URI, or the environment's configuration for it, is wrong.
         NotFoundError: a folder that is not there, with ``create`` false.
-        AccessError: the folder may not be made, or the cloud's credentials cannot be loaded.
+        AccessError: the folder may not be made, or no credentials for the cloud were found.
     """
     where = parse_uri(uri)
     if where.scheme == "file":
@@ -126,28 +145,41 @@ def open_store(uri: str, *, create: bool = False) -> Store:
 
 def _open_folder(where: StoreURI, *, create: bool) -> Store:
     folder = Path(where.path)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, not a folder", kind="uri", hint="Name a folder for the run")
-    if not folder.is_dir():
-        if not create:
-            raise NotFoundError(f"there is no folder {folder}", kind="folder", hint="Check the path of the run")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise AccessError(
-                f"the folder {folder} cannot be made ({error.strerror})", kind="folder",
-                hint="Choose a folder that this user may write",
-            ) from error  # fmt: skip
-    return FolderStore(obs.LocalStore(folder), str(where), folder)
+    try:
+        if not folder.is_dir():
+            if folder.exists():
+                raise ConfigError(f"{folder} is a file, not a folder", kind="uri", hint="Name a folder for the run")
+            if not create:
+                raise NotFoundError(f"there is no folder {folder}", kind="folder", hint="Check the path of the run")
+            _make_folder(folder)
+    except OSError as error:
+        raise AccessError(
+            f"the folder {folder} cannot be opened or made ({error.strerror})", kind="folder",
+            hint="Choose a folder that this user may write",
+        ) from error  # fmt: skip
+    return FolderStore(folder)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make it with all parents, and have their names on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def _open_bucket(where: StoreURI) -> Any:
     if where.scheme == "s3":
         return _open_s3(where)
     if where.scheme == "gs":
+        require_google()
         return obs.GCSStore(
-            where.bucket, prefix=where.path, client_options=_allowing_http(_gcs_endpoint()), retry_config=_RETRY
+            where.bucket,
+            prefix=where.path,
+            client_options=_allowing_http(_gcs_endpoint()),
+            retry_config=_RETRY,
         )
+    require_azure()
     return obs.AzureStore(
         where.bucket, prefix=where.path, account_name=where.account,
         client_options=_allowing_http(os.environ.get("AZURE_ENDPOINT", "")), retry_config=_RETRY,
@@ -161,36 +193,17 @@ def _open_s3(where: StoreURI) -> Any:
     if not endpoint.startswith("http://"):
         # TLS already protects the body on its way; signing its hash as well costs four times the CPU.
         config["unsigned_payload"] = True
-    options = {"client_options": _allowing_http(endpoint), "retry_config": _RETRY}
-    if _needs_profile():
+    options: dict[str, Any] = {"client_options": _allowing_http(endpoint), "retry_config": _RETRY}
+    if aws_needs_profile():
         from unbroken.store.profile import ProfileCredentials
 
         profile = ProfileCredentials()
         if profile.region and not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
             config["region"] = profile.region
         options["credential_provider"] = profile
-    return obs.S3Store(where.bucket, prefix=where.path, config=config or None, **options)  # type: ignore[arg-type]
-
-
-def _needs_profile() -> bool:
-    """Whether credentials are in a profile, which obstore's own chain does not read.
-
-    The order is the AWS SDKs': keys in the environment, then a profile, then web identity, container and instance roles; but a
-    profile that was not named is used only where nothing in the environment gives credentials.
-    """
-    if os.environ.get("AWS_PROFILE"):
-        return True
-    given = (
-        "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    )  # fmt: skip
-    if any(os.environ.get(name) for name in given) or os.environ.get("AWS_SKIP_SIGNATURE"):
-        return False
-    files = (
-        os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
-        os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
-    )
-    return any(Path(name).expanduser().is_file() for name in files)
+    else:
+        require_aws()
+    return obs.S3Store(where.bucket, prefix=where.path, config=config or None, **options)
 
 
 def _gcs_endpoint() -> str:
