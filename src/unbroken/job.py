@@ -38,7 +38,7 @@ def _seconds(value: Any) -> Any:
 
 
 def _variable(value: Any) -> Any:
-    """A value of the environment. YAML reads ``1`` as a number and ``no`` as false: numbers are clear, booleans are not."""
+    """A value of the environment. YAML reads ``1`` as a number, which is clear, and ``no`` as false, which is not."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("write the value in quotes")
     return str(value)
@@ -109,7 +109,7 @@ def _parse(path: Path, text: str) -> tuple[yaml.Node | None, Any]:
                 return None, None
             return node, loader.construct_document(node)
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line} is not YAML: {error.problem}", kind="job-yaml") from error
@@ -118,7 +118,7 @@ def _parse(path: Path, text: str) -> tuple[yaml.Node | None, Any]:
 
 
 def _explained(path: Path, node: yaml.Node | None, error: ValidationError) -> ConfigError:
-    """The first problem in full; the others are counted. A misspelt field is the cause of a missing one: it goes first."""
+    """The first problem in full, the others counted. A misspelt field goes first: it makes another one missing."""
     problems = error.errors(include_url=False, include_context=False)
     problem = min(problems, key=lambda one: one["type"] != "extra_forbidden")
     place = problem["loc"]
