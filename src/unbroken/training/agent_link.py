@@ -1,0 +1,191 @@
+"""The trainer's end of the link: finding or starting an agent, and hearing what it says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import unbroken.errors
+from unbroken.clock import Clock
+from unbroken.errors import StoreError, UnbrokenError
+from unbroken.link.channel import Channel, ChannelError, connect
+from unbroken.link.messages import (
+    PROTOCOL,
+    SOCKET_VARIABLE,
+    Advice,
+    Bye,
+    FromTrainer,
+    Hello,
+    Message,
+    Refused,
+    Stop,
+    Welcome,
+)
+from unbroken.link.progress import ProgressPage
+
+_log = logging.getLogger("unbroken")
+
+_CONNECT_SECONDS = 30.0
+_WELCOME_SECONDS = 600.0
+"""Opening the store and claiming may retry for minutes on a bad day of the storage."""
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """Why and until when to stop. ``deadline`` is in wall-clock seconds since the epoch."""
+
+    source: str
+    reason: str
+    deadline: float
+
+
+class AgentLink:
+    """A connection to the node's agent, or to one started for this process alone.
+
+    Args:
+        uri: of the run.
+        clock: for deadlines.
+    """
+
+    def __init__(self, uri: str, *, clock: Clock) -> None:
+        self._uri = uri
+        self._clock = clock
+        self._folder = Path(tempfile.mkdtemp(prefix="unbroken-"))
+        self.progress = ProgressPage(self._progress_path(), create=True)
+        self._closing = False
+        self._agent: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._messages: Iterator[Message] = iter(())
+        self._listener: threading.Thread | None = None
+        self.attempt = 0
+        self.claim = ""
+        self.stop: StopRequest | None = None
+        """Set, from another thread, as soon as the agent asks to stop; the earliest deadline stands."""
+        self.advised = False
+        """Set when an interruption became likely; whoever acts on it clears it."""
+
+    def open(self) -> None:
+        """Say hello and become an attempt of the run.
+
+        Raises:
+            UnbrokenError: the agent refused; the error is the one it met (no access, no such bucket, ...).
+            StoreError: no agent could be reached or started.
+        """
+        try:
+            self._say_hello(self._find_agent())
+        except ChannelError as error:
+            raise StoreError(
+                f"the agent cannot be reached: {error.message}", kind="agent", hint="Look at the agent's messages above"
+            ) from error
+        self._listener = threading.Thread(target=self._listen, name="unbroken-link", daemon=True)
+        self._listener.start()
+
+    def send(self, message: FromTrainer) -> None:
+        """Tell the agent something; an agent that is gone is no reason to stop training."""
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            channel.send(message)
+        except ChannelError as error:
+            _log.debug("not told to the agent: %s", error)
+
+    def close(self, bye: Bye) -> None:
+        """Say how the attempt ended and take the connection down."""
+        self._closing = True
+        self.send(bye)
+        if self._channel is not None:
+            self._channel.close()
+        if self._listener is not None:
+            self._listener.join(5.0)
+        self.progress.close()
+        if self._agent is None:
+            # With an agent of our own the folder is its runtime directory too, and it removes it.
+            shutil.rmtree(self._folder, ignore_errors=True)
+        else:
+            # It still has to journal the end. It lives in a session of its own and ends by itself.
+            self._agent.returncode = 0
+
+    def _progress_path(self) -> Path:
+        return self._folder / f"{os.getpid()}.progress"
+
+    def _find_agent(self) -> Path:
+        path = os.environ.get(SOCKET_VARIABLE)
+        return Path(path) if path else self._start_agent()
+
+    def _start_agent(self) -> Path:
+        """Start an agent for this process alone; by exec, in a session of its own."""
+        path = self._folder / f"agent-{os.urandom(3).hex()}.sock"
+        command = [sys.executable, "-m", "unbroken.agent", "--socket", str(path), "--watch", str(os.getpid())]
+        self._agent = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        return path
+
+    def _say_hello(self, path: Path) -> None:
+        channel = connect(path, timeout=_CONNECT_SECONDS, clock=self._clock)
+        watchdog = threading.Timer(_WELCOME_SECONDS, channel.close)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            channel.send(self._hello())
+            messages = channel.messages()
+            answer = next(messages, None)
+        finally:
+            watchdog.cancel()
+        match answer:
+            case Welcome():
+                self.attempt, self.claim = answer.attempt, answer.claim
+                self._channel, self._messages = channel, messages
+            case Refused():
+                channel.close()
+                raise _error(answer)
+            case _:
+                channel.close()
+                raise StoreError("the agent closed the link without an answer", kind="agent")
+
+    def _hello(self) -> Hello:
+        page = str(self.progress.path)
+        return Hello(PROTOCOL, self._uri, os.getpid(), progress=page, attempt=self.attempt, claim=self.claim)
+
+    def _listen(self) -> None:
+        """Runs in a thread until the link is closed; an agent that vanishes is replaced."""
+        while True:
+            try:
+                for message in self._messages:
+                    self._hear(message)
+            except ChannelError as error:
+                _log.warning("unbroken: %s", error)
+            if self._closing:
+                return
+            _log.warning("unbroken: the agent is gone; training goes on, starting another one")
+            try:
+                self._say_hello(self._start_agent())
+            except (UnbrokenError, OSError) as error:
+                self._channel = None
+                _log.warning("unbroken: no agent (%s): interruptions are not heard, saving goes on", error)
+                return
+
+    def _hear(self, message: Message) -> None:
+        match message:
+            case Stop():
+                if self.stop is None or message.deadline < self.stop.deadline:
+                    self.stop = StopRequest(message.source, message.reason, message.deadline)
+            case Advice():
+                self.advised = True
+            case _:
+                _log.debug("unexpected message from the agent: %r", message)
+
+
+def _error(answer: Refused) -> UnbrokenError:
+    """The error that the agent met, as an exception of the same class."""
+    kind = getattr(unbroken.errors, answer.error, None)
+    if not (isinstance(kind, type) and issubclass(kind, UnbrokenError)):
+        kind = StoreError
+    return kind(answer.message, kind=answer.kind, hint=answer.hint)

@@ -1,0 +1,126 @@
+"""Putting a verified checkpoint back into live objects, or saying which tensors do not fit."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from unbroken.checkpoint import Manifest, TensorRecord, decode_tree, read_tensors
+from unbroken.errors import MismatchError, UnbrokenError
+from unbroken.store import Store
+from unbroken.training.capture import rebuild
+from unbroken.training.objects import StateObject
+
+_NAMED = 10
+"""How many tensors an error names before it only counts."""
+
+
+def load_state(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """Read a checkpoint's whole state into host memory, every byte verified.
+
+    Returns:
+        the state by object name, with CPU tensors.
+
+    Raises:
+        DamagedError: bytes disagree with their digests.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def allocate(record: TensorRecord) -> memoryview:
+        tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
+        tensors[record.name] = tensor
+        return _bytes_of(tensor)
+
+    read_tensors(store, manifest, allocate=allocate)
+    state: dict[str, Any] = rebuild(decode_tree(manifest.state), tensors)
+    return state
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor; the caller keeps the tensor alive while it uses the view."""
+    size = tensor.numel() * tensor.element_size()
+    if size == 0:
+        return memoryview(bytearray())
+    return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
+
+
+def apply_state(objects: list[StateObject], state: dict[str, Any]) -> None:
+    """Load each object's part of ``state`` into it.
+
+    Everything is compared first, so that a program that does not fit is refused before any of its objects has changed.
+
+    Raises:
+        MismatchError: the state does not fit; names the objects or tensors.
+    """
+    names = [item.name for item in objects]
+    missing = [name for name in names if name not in state]
+    unknown = [name for name in state if name not in names]
+    if missing or unknown:
+        raise MismatchError(
+            f"the checkpoint holds {', '.join(state)}, and the program's state {', '.join(names)}", kind="objects",
+            hint="Pass the same names in state={...} as the attempts before; "
+            + _differences([*(f"{n} is not in the checkpoint" for n in missing),
+                            *(f"{n} is only in the checkpoint" for n in unknown)]),
+        )  # fmt: skip
+    for item in objects:
+        if isinstance(item.value, torch.nn.Module):
+            _compare_module(item, state[item.name])
+    for item in objects:
+        _load(item, state[item.name])
+
+
+def _compare_module(item: StateObject, saved: dict[str, Any]) -> None:
+    live = item.read()
+    problems = [f"{name} is not in the checkpoint" for name in live if name not in saved]
+    problems += [f"{name} is only in the checkpoint" for name in saved if name not in live]
+    for name in live.keys() & saved.keys():
+        here, there = live[name], saved[name]
+        if isinstance(here, torch.Tensor) != isinstance(there, torch.Tensor):
+            problems.append(f"{name} is {type(there).__name__} in the checkpoint and {type(here).__name__} here")
+        elif isinstance(here, torch.Tensor) and (here.shape, here.dtype) != (there.shape, there.dtype):
+            problems.append(f"{name} is {_shape(there)} in the checkpoint and {_shape(here)} here")
+    if problems:
+        raise MismatchError(
+            f"the checkpoint does not fit {item.name}: {_differences(sorted(problems))}", kind="tensors",
+            hint="Build the model as the attempts before did, or begin a new run at another URI",
+        )  # fmt: skip
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _differences(problems: list[str]) -> str:
+    more = len(problems) - _NAMED
+    return "; ".join(problems[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _load(item: StateObject, saved: Any) -> None:
+    try:
+        item.load(saved)
+    except UnbrokenError:
+        raise
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        raise MismatchError(
+            f"{item.name} refused the checkpoint's state: {type(error).__name__}: {error}", kind="refused",
+            hint="Build it as the attempts before did, or begin a new run at another URI",
+        ) from error  # fmt: skip
+    if isinstance(item.value, torch.optim.Optimizer):
+        _undo_casts(item.value, saved)
+
+
+def _undo_casts(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give optimizer state its saved element type back.
+
+    ``Optimizer.load_state_dict`` casts floating-point state to the type of its parameter: float32 moments of bfloat16
+    parameters would lose 16 bits, and the resumed run would no longer be the same.
+    """
+    live = [param for group in optimizer.param_groups for param in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, param in zip(numbers, live, strict=True):
+        for key, value in saved["state"].get(number, {}).items():
+            loaded = optimizer.state[param].get(key)
+            if isinstance(value, torch.Tensor) and isinstance(loaded, torch.Tensor) and loaded.dtype != value.dtype:
+                optimizer.state[param][key] = value.to(device=loaded.device)

@@ -1,0 +1,265 @@
+"""``unbroken.Run``: the loop of a training that survives its machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
+from unbroken.errors import ConfigError, DeadlineError, FencedError, Interrupted, StoreError
+from unbroken.link.messages import EVERY_VARIABLE, RUN_VARIABLE, Bye, SignalReceived, Stopping
+from unbroken.notice.grace import grace_from
+from unbroken.store import parse_uri
+from unbroken.training.agent_link import StopRequest
+from unbroken.training.attempt import Attempt, farewell
+from unbroken.training.cadence import Cadence, parse_every
+from unbroken.training.logbook import Logbook
+from unbroken.training.objects import state_objects
+from unbroken.training.process_end import StopSignals, install_exit_codes
+from unbroken.training.saver import PendingSave
+
+_FINAL_SAVE_SECONDS = 1800.0
+_CLOSE_SECONDS = 120.0
+_POLL_SECONDS = 0.05
+_LONGEST_PAUSE = 10.0
+_EXIT_SECONDS = 5.0
+_EXIT_SHARE = 0.1
+"""What is kept back of the time to the deadline for leaving: at most so many seconds, at most this share."""
+
+
+class Run:
+    """One attempt of a run: restores the newest sound checkpoint, saves on a cadence, stops in time.
+
+    Args:
+        uri: where the run lives: ``s3://bucket/run``, ``gs://bucket/run``, ``az://account/container/run``, or a folder.
+            The environment variable ``UNBROKEN_RUN`` outranks it.
+        state: what makes up the training, by name: anything with ``state_dict`` and ``load_state_dict`` (model,
+            optimizer, scheduler, scaler, stateful loader), generators of torch, NumPy and Python, tensors. The global
+            random number generators and the step are kept without being asked for.
+        every: when to save: a number of steps, or a duration such as ``"10min"``. ``UNBROKEN_EVERY`` outranks it.
+        clock: for tests.
+
+    Raises:
+        ConfigError: the URI, the cadence or an object of the state cannot be used; names it.
+    """
+
+    def __init__(
+        self, uri: str, *, state: dict[str, Any], every: int | str = "10min", clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        install_exit_codes()
+        _refuse_several_ranks()
+        self.uri = str(parse_uri(os.environ.get(RUN_VARIABLE) or uri))
+        self._every = parse_every(os.environ.get(EVERY_VARIABLE) or every)
+        self._grace = grace_from()
+        self._objects = state_objects(state)
+        self._clock = clock
+        self._signals = StopSignals()
+        self._logbook = Logbook()
+        self._attempt: Attempt | None = None
+        self._step = 0
+        self._looping = False
+        self._finish = False
+        self._complete = False
+
+    @property
+    def step(self) -> int:
+        """Completed steps."""
+        return self._step
+
+    @property
+    def attempt(self) -> int:
+        """Number of this attempt, from 1.
+
+        Raises:
+            ConfigError: outside ``with run:``.
+        """
+        return self._opened.link.attempt
+
+    def __enter__(self) -> Self:
+        """Become an attempt of the run and restore the newest sound checkpoint.
+
+        Raises:
+            UnbrokenError: the run cannot be opened or restored; the class says why.
+        """
+        if self._attempt is not None:
+            raise ConfigError("the run is open already", kind="loop", hint="Use one `with run:` for each Run")
+        self._signals.install()
+        try:
+            self._attempt = Attempt.open(self.uri, self._objects, clock=self._clock)
+            self._step = self._attempt.restore()
+        except BaseException as error:
+            self._end(error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let a save of completed steps finish, and leave; the unfinished step of a ``break`` or error is not saved."""
+        self._end(error)
+
+    def steps(self, *, until: int) -> Iterator[int]:
+        """Yield the number of completed steps before each step: ``range(until)``, from where the run stands.
+
+        Each turn of the loop must be one whole step. Between turns the run saves when a save is due, and stops when an
+        interruption was announced. After the last one the final checkpoint is durable and the run is finished.
+
+        Args:
+            until: the step at which training is complete.
+
+        Raises:
+            Interrupted: the machine will be taken; the state is saved, and the process leaves with 75.
+            FencedError: another attempt owns the run.
+            StoreError: the final checkpoint could not be made durable.
+        """
+        attempt = self._opened
+        if self._looping:
+            raise ConfigError("run.steps is in use already", kind="loop", hint="Use one loop in each `with run:`")
+        if isinstance(until, bool) or not isinstance(until, int) or until < 0:
+            raise ConfigError(f"until={until!r} is no number of steps", kind="until", hint="Write a whole number")
+        self._looping = True
+        # Everything that the loop touches each step is a local name: a step without a save costs a microsecond or two.
+        link, page, signals, clock = attempt.link, attempt.link.progress, self._signals, self._clock
+        cadence = Cadence(self._every, step=self._step, clock=clock)
+        started = clock.now()
+        page.write(self._step, until, started, cadence.next_save_at, cadence.next_save_step, started)
+        if self._step < until and (link.stop is not None or signals.received):
+            self._leave()
+        while self._step < until and not self._finish:
+            yield self._step
+            self._step += 1
+            page.write(self._step, until, clock.now(), cadence.next_save_at, cadence.next_save_step, started)
+            if self._step >= until or self._finish:
+                break  # completion outranks interruption
+            if link.stop is not None or signals.received:
+                self._leave()
+            if attempt.needs_attention or cadence.due(self._step, clock.monotonic()):
+                self._save_if_due(cadence)
+        self._complete_run()
+
+    def log(self, **values: Any) -> None:
+        """Keep numbers (or tensors of one element) of the step under way; the next checkpoint makes them durable.
+
+        Raises:
+            ConfigError: a value is no single number; names it.
+        """
+        self._logbook.log(self._step + 1, values)
+
+    def finish(self) -> None:
+        """Say that training is complete with the step under way: the loop ends after it, and the run is finished."""
+        self._finish = True
+
+    @property
+    def _opened(self) -> Attempt:
+        if self._attempt is None:
+            raise ConfigError("the run is not open", kind="loop", hint="Put the loop inside `with run:`")
+        return self._attempt
+
+    def _save_if_due(self, cadence: Cadence) -> None:
+        """At a step boundary: act on what other threads reported, and save if a save is due."""
+        attempt = self._opened
+        attempt.raise_fatal()
+        if attempt.save_failed:
+            attempt.save_failed = False
+            cadence.failed()
+        if attempt.link.advised:
+            attempt.link.advised = False
+            cadence.advised()
+        # While a save is under way the next one waits: the loop never does, and no third copy of the state is needed.
+        if cadence.due(self._step, self._clock.monotonic()) and not attempt.busy:
+            self._stage()
+            cadence.saved(self._step)
+
+    def _stage(self) -> PendingSave | None:
+        attempt = self._opened
+        self._logbook.forget(attempt.durable_step)
+        return attempt.save(self._step, self._logbook.until(self._step))
+
+    def _leave(self) -> NoReturn:
+        """Save this boundary within the time that is left, and end the process with 75."""
+        attempt = self._opened
+        stop = self._stop_request()
+        attempt.tell(Stopping(self._step))
+        left = max(0.0, stop.deadline - self._clock.now())
+        saved = self._save_within(left - min(_EXIT_SECONDS, left * _EXIT_SHARE))
+        if saved:
+            raise Interrupted(f"interrupted ({stop.reason}); step {self._step} is durable")
+        stands = _durable(attempt)
+        raise Interrupted(
+            f"interrupted ({stop.reason}) at step {self._step}; durable is {stands}"
+        ) from DeadlineError(
+            f"{format_duration(left)} were too short to save step {self._step}; {stands} stands", kind="deadline",
+            hint="Save more often, or give a longer grace period",
+        )  # fmt: skip
+
+    def _stop_request(self) -> StopRequest:
+        """Why to stop. A signal that this process received itself goes to the agent, which knows the grace period."""
+        link = self._opened.link
+        if self._signals.received:
+            link.send(SignalReceived(self._signals.received))
+        own = StopRequest(self._signals.received, self._signals.received, self._clock.now() + self._grace)
+        if link.stop is None:
+            return own
+        return min(link.stop, own, key=lambda stop: stop.deadline) if self._signals.received else link.stop
+
+    def _complete_run(self) -> None:
+        """Make the last step durable and journal that the run is finished."""
+        attempt = self._opened
+        attempt.raise_fatal()
+        if not self._save_within(_FINAL_SAVE_SECONDS):
+            raise StoreError(
+                f"the final checkpoint of step {self._step} did not become durable; durable is {_durable(attempt)}",
+                kind="final-save", hint="Start the command again: it goes on from there",
+            )  # fmt: skip
+        attempt.finish(self._step)
+        self._complete = True
+
+    def _save_within(self, seconds: float) -> bool:
+        """Make this boundary durable, trying again for as long as there is time. The loop stands still.
+
+        Raises:
+            FencedError: another attempt owns the run.
+        """
+        attempt, clock = self._opened, self._clock
+        deadline = clock.monotonic() + seconds
+        pause = _POLL_SECONDS
+        while attempt.durable_step != self._step:
+            attempt.raise_fatal()
+            if clock.monotonic() >= deadline:
+                return False
+            pending = attempt.pending(self._step) or self._stage()
+            if pending is None:
+                clock.sleep(pause)
+            elif not attempt.wait(pending, deadline - clock.monotonic()):
+                clock.sleep(min(pause, max(0.0, deadline - clock.monotonic())))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        return True
+
+    def _end(self, error: BaseException | None) -> None:
+        """Close the attempt and say how it ended."""
+        quick = isinstance(error, FencedError | Interrupted)  # nothing under way can or need be saved any more
+        try:
+            if self._attempt is not None:
+                self._attempt.close(self._farewell(error), seconds=0.0 if quick else _CLOSE_SECONDS)
+        finally:
+            self._signals.remove()
+
+    def _farewell(self, error: BaseException | None) -> Bye:
+        if error is None:
+            return Bye("finished" if self._complete else "left", self._step)
+        return farewell(error, step=self._step)
+
+
+def _durable(attempt: Attempt) -> str:
+    return f"step {attempt.durable_step}" if attempt.durable_step >= 0 else "nothing"
+
+
+def _refuse_several_ranks() -> None:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world not in ("", "1"):
+        raise ConfigError(
+            f"WORLD_SIZE is {world}: this version trains on a single process", kind="ranks",
+            hint="Start one process, without torchrun",
+        )  # fmt: skip

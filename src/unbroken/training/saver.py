@@ -1,0 +1,127 @@
+"""The thread that makes staged states durable, one after another, while the loop goes on."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from unbroken.checkpoint import CheckpointWriter, HostState
+from unbroken.clock import Clock
+from unbroken.errors import FencedError, StoreError
+from unbroken.journal.events import CheckpointCommitted
+
+_TRIES = 3
+_FIRST_PAUSE = 1.0
+
+
+@dataclass
+class PendingSave:
+    """A staged state on its way to the store."""
+
+    state: HostState
+    release: Callable[[], None]
+    done: threading.Event = field(default_factory=threading.Event)
+    event: CheckpointCommitted | None = None
+    """Set when it is durable and committed."""
+    error: Exception | None = None
+    """Set when it will not become durable."""
+
+
+class Saver:
+    """Owns the upload thread.
+
+    Args:
+        writer: used by the thread alone.
+        on_committed: called in the thread after each commit.
+        on_failed: called in the thread, with the step, when a save is given up.
+        clock: for pauses between tries.
+    """
+
+    def __init__(
+        self,
+        writer: CheckpointWriter,
+        *,
+        on_committed: Callable[[CheckpointCommitted], None],
+        on_failed: Callable[[int, Exception], None],
+        clock: Clock,
+    ) -> None:
+        self._writer = writer
+        self._on_committed = on_committed
+        self._on_failed = on_failed
+        self._clock = clock
+        self._queue: queue.SimpleQueue[PendingSave | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._in_flight = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="unbroken-saver", daemon=True)
+        self.fatal: Exception | None = None
+        """Why no further save can succeed: the run is fenced, or the thread met a fault of its own."""
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way or waiting."""
+        return self._in_flight > 0
+
+    def submit(self, state: HostState, release: Callable[[], None]) -> PendingSave:
+        """Hand a staged state over. ``release`` is called when its memory is no longer read."""
+        pending = PendingSave(state, release)
+        with self._lock:
+            self._in_flight += 1
+        self._queue.put(pending)
+        return pending
+
+    def wait(self, pending: PendingSave, seconds: float) -> bool:
+        """Wait until a save is committed or given up; False if neither came within ``seconds``."""
+        return self._clock.wait(pending.done, seconds)
+
+    def close(self, seconds: float) -> bool:
+        """Finish what is queued, at most ``seconds`` long, and end the thread; False if it had to be left behind.
+
+        After that time the pauses between tries are cut short. The thread is a daemon: it keeps no process alive.
+        """
+        self._queue.put(None)
+        self._thread.join(seconds)
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (pending := self._queue.get()) is not None:
+            try:
+                self._save(pending)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the loop must hear of it
+                pending.error = self.fatal = error
+            finally:
+                pending.release()
+                with self._lock:
+                    self._in_flight -= 1
+                pending.done.set()
+
+    def _save(self, pending: PendingSave) -> None:
+        if self.fatal is not None:
+            pending.error = self.fatal
+            return
+        try:
+            pending.event = self._write(pending.state)
+        except FencedError as error:
+            pending.error = self.fatal = error
+        except StoreError as error:
+            pending.error = error
+            self._on_failed(pending.state.step, error)
+        else:
+            self._on_committed(pending.event)
+
+    def _write(self, state: HostState) -> CheckpointCommitted:
+        pause = _FIRST_PAUSE
+        for _ in range(_TRIES - 1):
+            try:
+                return self._writer.write(state)
+            except StoreError:
+                if self._clock.wait(self._closing, pause):
+                    raise
+                pause *= 2
+        return self._writer.write(state)
