@@ -1,0 +1,113 @@
+"""Attempts of one start of the command: claims them, or adopts one, as trainers ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unbroken.clock import Clock
+from unbroken.errors import ConfigError, FencedError, UnbrokenError
+from unbroken.journal import Event, Journal, Lease, Origin
+from unbroken.journal.events import AttemptEnded
+from unbroken.journal.state import NO_PROGRESS
+from unbroken.link.messages import PROTOCOL, Hello
+from unbroken.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An attempt that this agent may write for."""
+
+    uri: str
+    journal: Journal
+    lease: Lease
+    origin: Origin
+
+    def append(self, event: Event) -> None:
+        """Write to the journal in the attempt's name; raises as :meth:`unbroken.journal.Journal.append` does."""
+        self.journal.append(event, self.origin, self.lease)
+
+
+class Claims:
+    """Opens runs and claims their attempts. Not safe for several threads at once.
+
+    Args:
+        origin: where this agent runs, for the journal.
+        command: what is supervised, for the journal.
+        no_progress_limit: attempts in a row without progress after which none is given out.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        command: list[str],
+        no_progress_limit: int,
+        clock: Clock,
+        *,
+        opener: Callable[[str], Store] = open_store,
+    ) -> None:
+        self._origin = origin
+        self._command = command
+        self._limit = no_progress_limit
+        self._clock = clock
+        self._opener = opener
+        self.current: Claim | None = None
+        self.attempts: list[int] = []
+        """Numbers of the attempts given out so far."""
+
+    def check(self, hello: Hello) -> None:
+        """Refuse what can never be admitted.
+
+        Raises:
+            ConfigError: another protocol, or a second run by the same command.
+        """
+        if hello.protocol != PROTOCOL:
+            raise ConfigError(
+                f"the trainer speaks version {hello.protocol} of the link, the agent version {PROTOCOL}",
+                kind="protocol",
+                hint="Use the same version of unbroken for the command and in the script's environment",
+            )
+        if self.current is not None and hello.uri != self.current.uri:
+            raise ConfigError(
+                f"the command trains {self.current.uri} and now asks for {hello.uri}",
+                kind="second-run",
+                hint="Give each run a command of its own",
+            )
+
+    def begin(self, hello: Hello) -> Claim:
+        """Claim the run's next attempt, or adopt the one that the trainer already has.
+
+        Raises:
+            FencedError: the attempt to adopt was replaced.
+            UnbrokenError: kind ``no-progress``: too many attempts before this one committed nothing.
+        """
+        journal = self.current.journal if self.current else self._open(hello.uri)
+        if hello.attempt:
+            lease = Lease(hello.attempt, hello.claim)
+            _demand_ownership(journal, lease)
+        else:
+            lease = journal.claim(self._origin, command=self._command)
+        claim = self.current = Claim(hello.uri, journal, lease, self._origin)
+        self.attempts.append(lease.attempt)
+        if not hello.attempt:
+            self._demand_progress(claim)
+        return claim
+
+    def _open(self, uri: str) -> Journal:
+        return Journal.create(self._opener(uri), clock=self._clock)
+
+    def _demand_progress(self, claim: Claim) -> None:
+        before = claim.journal.state.attempts_without_progress() - 1
+        if before < self._limit:
+            return
+        text = f"stopped: the {before} attempts before this one committed no checkpoint"
+        claim.append(AttemptEnded(NO_PROGRESS, -1, text))
+        raise UnbrokenError(text, kind="no-progress", hint="Mend the cause and start again; counting begins anew")
+
+
+def _demand_ownership(journal: Journal, lease: Lease) -> None:
+    owner = journal.state.owner
+    if owner is not None and (owner.attempt, owner.claim) != (lease.attempt, lease.claim):
+        raise FencedError(
+            f"attempt {lease.attempt} was replaced by attempt {owner.attempt} on {owner.origin.host}", kind="fenced"
+        )

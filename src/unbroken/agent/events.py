@@ -1,0 +1,136 @@
+"""What can reach the agent's main loop, and the one queue through which all of it comes."""
+
+from __future__ import annotations
+
+import queue
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from unbroken.link.messages import FromTrainer, Hello
+from unbroken.notice.events import InterruptionAdvisory, InterruptionNotice
+
+
+@dataclass(frozen=True)
+class SignalHeard:
+    """A signal for the agent itself."""
+
+    number: signal.Signals
+
+
+@dataclass(frozen=True)
+class NoticeHeard:
+    """A source announces an interruption, or an earlier deadline for one."""
+
+    notice: InterruptionNotice
+
+
+@dataclass(frozen=True)
+class AdvisoryHeard:
+    """A source says that an interruption has become likely."""
+
+    advisory: InterruptionAdvisory
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A trainer was welcomed into an attempt."""
+
+    hello: Hello
+    attempt: int
+    first: bool
+    """Whether the attempt began with this trainer."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A trainer said something."""
+
+    rank: int
+    message: FromTrainer
+
+
+@dataclass(frozen=True)
+class Departed:
+    """A trainer's connection is closed."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something went wrong in a thread, and people should know; training goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Fenced:
+    """The journal says that another attempt owns the run."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ThreadFailed:
+    """A thread met an error that it did not expect; the main loop raises it."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Woken:
+    """Something may have changed: look again."""
+
+
+Event: TypeAlias = (
+    SignalHeard | NoticeHeard | AdvisoryHeard | Admitted | Told | Departed | Trouble | Fenced | ThreadFailed | Woken
+)
+
+
+class Mailbox:
+    """Events for the main loop. :meth:`post` is safe from any thread and from signal handlers."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def post(self, event: Event) -> None:
+        """Hand over an event."""
+        self._queue.put(event)
+
+    def take(self, seconds: float) -> Event | None:
+        """The next event, or None where none comes within ``seconds``."""
+        try:
+            return self._queue.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            return None
+
+
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextmanager
+def signals_to(mailbox: Mailbox, *, ignore_stops: bool = False) -> Iterator[None]:
+    """Turn this process's signals into events until the block ends. For the main thread.
+
+    A stop signal that was ignored when the process started (``nohup``, a background job's SIGINT) stays ignored,
+    except SIGTERM.
+
+    Args:
+        ignore_stops: whether SIGTERM, SIGINT and SIGHUP are for somebody else.
+    """
+
+    def heard(number: int, _frame: object) -> None:
+        mailbox.post(SignalHeard(signal.Signals(number)) if number != signal.SIGCHLD else Woken())
+
+    previous = {signal.SIGCHLD: signal.signal(signal.SIGCHLD, heard)}
+    for number in _STOPS:
+        ignored = signal.getsignal(number) is signal.SIG_IGN and number != signal.SIGTERM
+        previous[number] = signal.signal(number, signal.SIG_IGN if ignore_stops or ignored else heard)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

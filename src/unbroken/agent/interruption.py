@@ -1,0 +1,72 @@
+"""The interruption that is coming, if any: whoever announces it, the earliest deadline counts."""
+
+from __future__ import annotations
+
+import signal
+
+from unbroken.agent.deadline import Deadline, Pressure
+from unbroken.agent.events import AdvisoryHeard, Mailbox, NoticeHeard, Trouble
+from unbroken.clock import Clock
+from unbroken.notice import InterruptionNotice, NoticeSource, NoticeWatcher
+
+
+class Interruption:
+    """Owns the notice watcher and knows the time that is left. For the main loop's thread alone.
+
+    A context manager: the sources are watched inside the block.
+
+    Args:
+        grace: seconds from a stop signal to the kill.
+    """
+
+    def __init__(self, sources: list[NoticeSource], mailbox: Mailbox, grace: float, clock: Clock) -> None:
+        self._grace = grace
+        self._clock = clock
+        self._watcher = NoticeWatcher(
+            sources,
+            lambda notice: mailbox.post(NoticeHeard(notice)),
+            lambda advisory: mailbox.post(AdvisoryHeard(advisory)),
+            lambda name, error: mailbox.post(Trouble(f"notices from {name}: {error}")),
+            clock=clock,
+        )
+        self.announced = False
+        """Whether one is coming; true a moment before :attr:`notice` is there."""
+        self.notice: InterruptionNotice | None = None
+        self._deadline: Deadline | None = None
+
+    def __enter__(self) -> Interruption:
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watcher.close()
+
+    def signalled(self, number: signal.Signals, whom: str) -> None:
+        """Take a stop signal for a notice; it comes back through the mailbox."""
+        self.announced = True
+        self._watcher.report(
+            InterruptionNotice(number.name.lower(), f"{whom} received {number.name}", self._clock.now() + self._grace)
+        )
+
+    def accept(self, notice: InterruptionNotice) -> None:
+        """Keep to this notice from now on. The watcher gives an earlier deadline only."""
+        now = self._clock.monotonic()
+        self.announced = True
+        self.notice = notice
+        # On the monotonic clock from here on: a wall clock that is set must not move the kill.
+        self._deadline = Deadline(now, now + notice.deadline - self._clock.now())
+
+    def pressure(self) -> Pressure:
+        """How hard to press now."""
+        return Pressure.NONE if self._deadline is None else self._deadline.pressure(self._clock.monotonic())
+
+    def next_change(self) -> float | None:
+        """Seconds until the pressure rises; None where nothing is coming."""
+        return None if self._deadline is None else self._deadline.next_change(self._clock.monotonic())
+
+    def bounded(self, seconds: float, *, by_kill: bool = False) -> float:
+        """``seconds``, or less where the deadline (or the kill before it) comes sooner; never negative."""
+        if self._deadline is None:
+            return seconds
+        until = self._deadline.kill_at if by_kill else self._deadline.at
+        return max(0.0, min(seconds, until - self._clock.monotonic()))

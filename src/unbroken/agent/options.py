@@ -1,0 +1,68 @@
+"""What can be set about an agent."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from unbroken.clock import parse_duration
+from unbroken.errors import ConfigError
+
+GRACE_VARIABLE = "UNBROKEN_GRACE"
+"""Environment variable with the seconds (or a duration such as ``90s``) from a stop signal to the kill."""
+
+DEFAULT_GRACE = 30.0
+"""Kubernetes' default ``terminationGracePeriodSeconds``."""
+
+_PLAIN_SECONDS = re.compile(r"\d+(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """Settings of an agent. All times are in seconds."""
+
+    uri: str = ""
+    """Run URI that outranks the one in the script, or "" to take the script's."""
+    every: str = ""
+    """Save cadence that outranks the one in the script, or ""."""
+    grace: float = DEFAULT_GRACE
+    """From a stop signal to the kill."""
+    no_progress_limit: int = 5
+    """Attempts in a row without a committed checkpoint after which the agent stops."""
+    max_restarts: int = 100
+    """Restarts in place by one agent."""
+    pool: str = ""
+    """Where this machine comes from (instance type, zone, market), for the journal."""
+    price: float | None = None
+    """What this machine costs an hour, in ``currency``."""
+    currency: str = ""
+    runtime_dir: Path | None = None
+    """Folder for the socket and ``agent.json``; None for a temporary one."""
+    first_backoff: float = 1.0
+    """Wait before the first restart; it doubles from one restart to the next that made no progress."""
+    longest_backoff: float = 60.0
+    store_patience: float = 60.0
+    """For how long a store that does not answer is asked again when the command has ended."""
+    leftover_grace: float = 5.0
+    """Between SIGTERM and SIGKILL for processes that the command left behind."""
+    hello_patience: float = 30.0
+    """For how long a detached agent waits for its trainer's first word."""
+
+
+def grace_from(text: str | None) -> float:
+    """The grace period in seconds from ``text``, else from ``UNBROKEN_GRACE``, else the default.
+
+    Raises:
+        ConfigError: it is neither a number of seconds nor a duration.
+    """
+    text = text or os.environ.get(GRACE_VARIABLE, "")
+    if not text:
+        return DEFAULT_GRACE
+    if _PLAIN_SECONDS.fullmatch(text.strip()):
+        seconds = float(text)
+        if seconds <= 0:
+            raise ConfigError(f"the grace period {text!r} is not positive", kind="duration")
+        return seconds
+    return parse_duration(text)

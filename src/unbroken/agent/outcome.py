@@ -1,0 +1,217 @@
+"""How a command ended and what follows from it. Pure: facts in, a decision out.
+
+The journal says whether the run is finished and what is durable; the command's exit code is only a hint, because
+launchers change it (torchrun makes 1 of a worker's 75) and because scripts end with 0 for reasons of their own.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+from unbroken import errors
+from unbroken.journal.state import NO_PROGRESS
+from unbroken.link.messages import Bye, Refused
+
+_FINAL: dict[str, type[errors.UnbrokenError]] = {
+    error.__name__: error
+    for error in (
+        errors.ConfigError,
+        errors.FencedError,
+        errors.NotFoundError,
+        errors.DamagedError,
+        errors.FormatError,
+        errors.MismatchError,
+        errors.AccessError,
+    )
+}
+"""Errors that another start of the same command would meet again."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop trying."""
+
+    max_restarts: int
+    no_progress: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known when a command has ended."""
+
+    returncode: int | None
+    """As :mod:`subprocess` gives it; None for a process whose code cannot be known."""
+    said_hello: bool = True
+    """Whether any trainer of this start spoke to the agent."""
+    journal_known: bool = True
+    """Whether the journal could be read after the end; otherwise the next four are as of the last reading."""
+    finished: bool = False
+    """Whether the run is complete, for the number of steps that this command wanted."""
+    finished_step: int = -1
+    committed: bool = False
+    """Whether this start committed a checkpoint."""
+    durable_step: int = -1
+    """Step of the newest checkpoint; -1 for none."""
+    fenced: bool = False
+    """Whether another attempt owns the run."""
+    without_progress: int = 0
+    """Latest starts in a row, this one included, that committed nothing."""
+    notice: bool = False
+    """Whether an interruption has been announced."""
+    byes: tuple[Bye, ...] = ()
+    """What the trainers said last, in the order of their words."""
+    refused: Refused | None = None
+    """Why the agent let no trainer in."""
+    restarts: int = 0
+    """Restarts in place so far."""
+    step: int = -1
+    """Last completed step; -1 where it is not known."""
+    until: int = -1
+    """The step at which the run would be finished; -1 where it is not known."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the agent does now. ``exit_code`` None means: start the command again."""
+
+    exit_code: int | None
+    cause: str
+    """For the journal's attempt-ended entry."""
+    text: str
+    """For people."""
+
+    @property
+    def restart(self) -> bool:
+        """Whether the command is to be started again."""
+        return self.exit_code is None
+
+
+def decide(facts: Facts, limits: Limits) -> Decision:
+    """Apply the exit contract."""
+    if facts.fenced or _failed_with(facts, "FencedError"):
+        return Decision(
+            errors.FencedError.exit_code,
+            "failed",
+            "another attempt owns this run; this one wrote nothing more and stops",
+        )
+    decision = (
+        _completed(facts) or _interrupted(facts) or _final_error(facts) or _left(facts) or _crashed(facts, limits)
+    )
+    if facts.journal_known or not facts.said_hello:
+        return decision
+    return Decision(
+        decision.exit_code, decision.cause, f"{decision.text} (the store does not answer; judged by the command alone)"
+    )
+
+
+def describe_returncode(returncode: int | None) -> str:
+    """``exit code 3``, ``killed by signal 9 (SIGKILL)``."""
+    if returncode is None:
+        return "the process is gone"
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        name = f" ({signal.Signals(-returncode).name})"
+    except ValueError:
+        name = ""
+    return f"killed by signal {-returncode}{name}"
+
+
+def _completed(facts: Facts) -> Decision | None:
+    if not _finished(facts):
+        return None
+    step = f" at step {facts.finished_step}" if facts.finished_step >= 0 else ""
+    if _ended_well(facts):
+        return Decision(errors.EXIT_FINISHED, "finished", f"training is finished{step} and durable")
+    if facts.notice:
+        return Decision(
+            errors.EXIT_INTERRUPTED, "interrupted",
+            f"training is finished{step} and durable; the command was interrupted in what it does afterwards",
+        )  # fmt: skip
+    return Decision(
+        errors.EXIT_FAILED, "failed",
+        f"training is finished{step} and durable, but the command failed afterwards ({_reason(facts)})",
+    )  # fmt: skip
+
+
+def _interrupted(facts: Facts) -> Decision | None:
+    if not facts.notice:
+        return None
+    if facts.durable_step < 0:
+        saved = "no checkpoint was ever saved"
+    elif facts.committed:
+        saved = f"step {facts.durable_step} is durable"
+    else:
+        saved = f"nothing was saved by this attempt; step {facts.durable_step} of an earlier one is durable"
+    return Decision(errors.EXIT_INTERRUPTED, "interrupted", f"interrupted; {saved}")
+
+
+def _final_error(facts: Facts) -> Decision | None:
+    if facts.refused is not None:
+        kind, name, message = facts.refused.kind, facts.refused.error, facts.refused.message
+        if kind == "no-progress":
+            return Decision(errors.EXIT_FAILED, NO_PROGRESS, message)
+        if kind == "create-only":
+            return Decision(errors.EXIT_IO, "failed", message)
+        if name in _FINAL:
+            return Decision(_FINAL[name].exit_code, "failed", message)
+    for bye in facts.byes:
+        if bye.outcome == "failed" and bye.error in _FINAL:
+            return Decision(_FINAL[bye.error].exit_code, "failed", f"{bye.error}: {bye.message}")
+    return None
+
+
+def _left(facts: Facts) -> Decision | None:
+    if not _ended_well(facts) or facts.refused is not None:
+        return None
+    if not facts.said_hello:
+        return Decision(
+            errors.EXIT_FINISHED, "finished", "the command ended with 0 but never opened a Run: nothing was supervised"
+        )
+    until = f"step {facts.until}" if facts.until >= 0 else "its last step"
+    return Decision(
+        errors.EXIT_FAILED, "left",
+        f"the command ended before {until}; call run.finish() to end early on purpose",
+    )  # fmt: skip
+
+
+def _crashed(facts: Facts, limits: Limits) -> Decision:
+    reason = _reason(facts)
+    cause = "failed" if any(bye.outcome == "failed" for bye in facts.byes) or facts.refused else "crashed"
+    if facts.without_progress >= limits.no_progress:
+        return Decision(
+            errors.EXIT_FAILED, NO_PROGRESS,
+            f"stopped: {facts.without_progress} attempts in a row committed no checkpoint; the last one: {reason}",
+        )  # fmt: skip
+    if facts.restarts >= limits.max_restarts:
+        return Decision(errors.EXIT_FAILED, cause, f"stopped after {facts.restarts} restarts; the last end: {reason}")
+    return Decision(None, cause, reason)
+
+
+def _finished(facts: Facts) -> bool:
+    if facts.journal_known or not facts.byes:
+        return facts.finished
+    return facts.finished or all(bye.outcome == "finished" for bye in facts.byes)
+
+
+def _ended_well(facts: Facts) -> bool:
+    if facts.returncode is not None:
+        return facts.returncode == 0
+    return bool(facts.byes) and all(bye.outcome in ("finished", "left") for bye in facts.byes)
+
+
+def _failed_with(facts: Facts, name: str) -> bool:
+    return any(bye.outcome == "failed" and bye.error == name for bye in facts.byes) or (
+        facts.refused is not None and facts.refused.error == name
+    )
+
+
+def _reason(facts: Facts) -> str:
+    ended = describe_returncode(facts.returncode)
+    if facts.refused is not None:
+        return f"{facts.refused.error}: {facts.refused.message} ({ended})"
+    for bye in facts.byes:
+        if bye.outcome == "failed":
+            return f"{bye.error}: {bye.message} ({ended})"
+    return ended

@@ -1,0 +1,307 @@
+"""Follows one start of the command, from its first process to the facts about its end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from unbroken.agent.deadline import Pressure
+from unbroken.agent.display import Display
+from unbroken.agent.events import (
+    Admitted,
+    AdvisoryHeard,
+    Event,
+    Fenced,
+    Mailbox,
+    NoticeHeard,
+    SignalHeard,
+    ThreadFailed,
+    Told,
+    Trouble,
+    Woken,
+)
+from unbroken.agent.interruption import Interruption
+from unbroken.agent.options import AgentOptions
+from unbroken.agent.outcome import Decision, Facts
+from unbroken.agent.process_tree import Tree
+from unbroken.agent.runtime import AgentStatus, RuntimeFolder, TrainerStatus
+from unbroken.agent.session import JournalFacts, Session
+from unbroken.agent.view import SpeedMeter, View
+from unbroken.clock import Clock, format_duration
+from unbroken.errors import FencedError, UnbrokenError
+from unbroken.journal import Origin
+from unbroken.journal.events import Advisory, AttemptEnded, Notice
+from unbroken.link.messages import Advice, Bye, Committed, Restored, SaveFailed, SignalReceived, Stop, Stopping
+from unbroken.notice import InterruptionNotice
+
+T = TypeVar("T")
+
+_TICK = 0.5
+_SETTLE_SECONDS = 2.0
+_LAST_WORD_SECONDS = 10.0
+_DURABLE_LINE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What outlives one start of the command."""
+
+    options: AgentOptions
+    origin: Origin
+    clock: Clock
+    mailbox: Mailbox
+    interruption: Interruption
+    display: Display
+    folder: RuntimeFolder
+
+
+class Watch:
+    """One start of the command. For the main loop's thread alone.
+
+    Args:
+        forward_signal: whether a stop goes to the command as SIGTERM while no trainer is connected.
+    """
+
+    def __init__(self, around: Surroundings, tree: Tree, session: Session, *, forward_signal: bool = True) -> None:
+        self._around = around
+        self._tree = tree
+        self._session = session
+        self._forward_signal = forward_signal
+        self._view = View(phase="starting")
+        self._speed = SpeedMeter()
+        self._terminated = False
+        self._durable_said_at = -_DURABLE_LINE_SECONDS
+        self._journal_problem = ""
+
+    def follow(self, over: Callable[[], bool]) -> None:
+        """Serve the trainers, pass notices on and enforce the deadline until ``over()``."""
+        while not over():
+            self._turn(_TICK)
+
+    def settle(self) -> None:
+        """End what the command left behind and take in what was still on its way."""
+        survivors = self._tree.clear(
+            self._around.interruption.bounded(self._around.options.leftover_grace, by_kill=True)
+        )
+        if survivors:
+            self._say(f"processes {survivors} do not die, even of SIGKILL")
+        deadline = self._around.clock.monotonic() + _SETTLE_SECONDS
+        while self._session.connected() and self._around.clock.monotonic() < deadline:
+            self._turn(0.05)
+        self._turn(0)
+
+    def facts(self, *, restarts: int, fruitless: int) -> Facts:
+        """What is known about the end; asks the journal.
+
+        Args:
+            restarts: restarts in place so far.
+            fruitless: starts by this agent, just before this one and in a row, that committed nothing.
+        """
+        known, journal = self._ask_journal()
+        heard = self._session.heard()
+        progress = heard.progress
+        step = progress.step if progress else -1
+        here = 0 if journal.committed else fruitless + 1
+        return Facts(
+            returncode=self._tree.returncode,
+            said_hello=heard.hellos > 0,
+            journal_known=known,
+            finished=journal.finished_step >= max(0, step),
+            finished_step=journal.finished_step,
+            committed=journal.committed,
+            durable_step=journal.durable_step,
+            fenced=heard.fenced or journal.fenced,
+            without_progress=max(here, journal.without_progress),
+            notice=self._around.interruption.announced,
+            byes=heard.byes,
+            refused=heard.refused,
+            restarts=restarts,
+            step=step,
+            until=progress.until if progress else -1,
+        )
+
+    def conclude(self, decision: Decision, facts: Facts) -> Decision:
+        """Write the end to the journal and say it; the decision changes where the journal says that we are fenced."""
+        claim = self._session.claim
+        refused = facts.refused is not None and facts.refused.kind == "no-progress"  # its end is written already
+        if claim is not None and facts.journal_known and not facts.fenced and not refused:
+            future = self._session.record(AttemptEnded(decision.cause, facts.step, decision.text))
+            if future is not None and not self._await(future, _LAST_WORD_SECONDS):
+                self._say("the end of the attempt could not be written to the journal in time")
+            if self._session.heard().fenced:
+                decision = Decision(FencedError.exit_code, "failed", "another attempt owns this run")
+        attempt = f"attempt {claim.lease.attempt}" if claim is not None else "the command"
+        self._say(f"{attempt} ended: {decision.text}")
+        return decision
+
+    def _ask_journal(self) -> tuple[bool, JournalFacts]:
+        future = self._session.ask_journal(self._around.options.store_patience)
+        if future is None:
+            return True, JournalFacts()
+        self._view = replace(self._view, phase="reading the journal")
+        if self._await(future, self._around.options.store_patience):
+            try:
+                return True, future.result()
+            except FencedError:
+                return True, JournalFacts(fenced=True)
+            except UnbrokenError as error:
+                self._say(f"the journal cannot be read: {error}")
+                return False, self._session.last_known()
+        self._say("the store does not answer")
+        return False, self._session.last_known()
+
+    def _await(self, future: Future[T], seconds: float) -> bool:
+        """Go on with the main loop until the future is done: False after ``seconds`` or at the deadline."""
+        clock = self._around.clock
+        deadline = clock.monotonic() + seconds
+        future.add_done_callback(lambda _: self._around.mailbox.post(Woken()))
+        while not future.done():
+            left = self._around.interruption.bounded(deadline - clock.monotonic())
+            if left <= 0:
+                return False
+            self._turn(min(left, _TICK))
+        return True
+
+    def _turn(self, longest: float) -> None:
+        """Wait for something to happen, deal with it, press where the deadline wants it, and show how things stand."""
+        change = self._around.interruption.next_change()
+        event = self._around.mailbox.take(longest if change is None else min(longest, change))
+        while event is not None:
+            self._handle(event)
+            event = self._around.mailbox.take(0)
+        self._press()
+        self._publish()
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case SignalHeard(number):
+                self._signalled(number)
+            case NoticeHeard(notice):
+                self._around.interruption.accept(notice)
+                self._pass_on(notice)
+            case AdvisoryHeard(advisory):
+                self._session.advise(Advice(advisory.source, advisory.reason))
+                self._session.record(Advisory(advisory.source, advisory.reason))
+                self._say(f"advisory from {advisory.source}: {advisory.reason}")
+            case Admitted():
+                self._admitted(event)
+            case Told():
+                self._told(event)
+            case Fenced(text):
+                self._say(f"{text}: ending the command")
+                self._tree.clear(self._around.options.leftover_grace)
+            case Trouble(text):
+                self._say(text)
+            case ThreadFailed(error):
+                raise error
+
+    def _signalled(self, number: signal.Signals) -> None:
+        interruption = self._around.interruption
+        if interruption.announced and number == signal.SIGINT:
+            self._say("second SIGINT: ending the command at once")
+            self._tree.kill()
+            return
+        interruption.signalled(number, "the agent")
+
+    def _pass_on(self, notice: InterruptionNotice) -> None:
+        told = self._session.stop(Stop(notice.source, notice.reason, notice.deadline))
+        self._record_notice()
+        left = format_duration(max(0.0, notice.deadline - self._around.clock.now()))
+        self._say(f"notice from {notice.source}: {notice.reason}; {left} left")
+        if not told and self._forward_signal:
+            self._tree.terminate()
+
+    def _record_notice(self) -> None:
+        notice = self._around.interruption.notice
+        if notice is not None:
+            self._session.record(Notice(notice.source, notice.reason, notice.deadline))
+
+    def _admitted(self, admitted: Admitted) -> None:
+        if not admitted.first:
+            return
+        self._speed = SpeedMeter()
+        self._view = View(attempt=admitted.attempt, phase="restoring")
+        claim = self._session.claim
+        if claim is not None and claim.journal.state.checkpoints:
+            newest = claim.journal.state.checkpoints[-1]
+            self._view = replace(self._view, durable_step=newest.step, durable_at=newest.at)
+        self._say(f"attempt {admitted.attempt} of {admitted.hello.uri} (process {admitted.hello.pid})")
+        self._record_notice()
+
+    def _told(self, told: Told) -> None:
+        match told.message:
+            case SignalReceived(signal=name):
+                number = getattr(signal, name, signal.SIGTERM)
+                self._around.interruption.signalled(signal.Signals(number), f"rank {told.rank}")
+            case Committed(step=step, seconds=seconds):
+                self._committed(step, seconds)
+            case SaveFailed(step=step, message=message):
+                self._say(f"step {step} could not be saved: {message}")
+            case Restored(step=step, seconds=seconds):
+                self._view = replace(self._view, phase="")
+                if told.rank == 0:
+                    where = f"from step {step} ({seconds:.1f}s)" if step > 0 else "from the start"
+                    self._say(f"training goes on {where}")
+            case Stopping(step=step) if self._view.saving_last != step:
+                self._view = replace(self._view, saving_last=step)
+                self._say(f"saving step {step} before leaving")
+            case Bye(outcome="failed") as bye:
+                self._say(f"rank {told.rank} failed after step {bye.step}: {bye.error}: {bye.message}")
+
+    def _committed(self, step: int, seconds: float) -> None:
+        if step < self._view.durable_step:
+            return
+        clock = self._around.clock
+        again = step == self._view.durable_step  # every rank says it
+        self._view = replace(self._view, durable_step=step, durable_at=clock.now())
+        due = clock.monotonic() - self._durable_said_at >= _DURABLE_LINE_SECONDS
+        if not again and (due or self._view.saving_last >= 0):
+            self._durable_said_at = clock.monotonic()
+            self._say(f"step {step} is durable ({format_duration(seconds)} after it was completed)")
+
+    def _press(self) -> None:
+        match self._around.interruption.pressure():
+            case Pressure.KILL:
+                if not self._tree.ended():
+                    self._say("the deadline is here: killing the command")
+                    self._tree.kill()
+            case Pressure.TERMINATE if not self._terminated:
+                self._terminated = True
+                if not self._tree.ended():
+                    self._say("the deadline is near: SIGTERM to the command")
+                    self._tree.terminate()
+
+    def _publish(self) -> None:
+        around, claim = self._around, self._session.claim
+        trainers = [TrainerStatus(hello.rank, hello.pid, hello.progress) for hello in self._session.trainers()]
+        around.folder.write(
+            AgentStatus(
+                around.origin.pid,
+                self._tree.pid,
+                claim.uri if claim else around.options.uri,
+                claim.lease.attempt if claim else 0,
+                trainers,
+            )
+        )
+        around.display.show(self._current_view())
+
+    def _current_view(self) -> View:
+        progress = self._session.heard().progress
+        if progress is not None:
+            self._speed.add(progress)
+            if self._view.phase in ("starting", "restoring"):
+                self._view = replace(self._view, phase="")
+        notice = self._around.interruption.notice
+        return replace(
+            self._view,
+            progress=progress,
+            speed=self._speed.speed,
+            notice_source=notice.source if notice else "",
+            deadline=notice.deadline if notice else 0.0,
+        )
+
+    def _say(self, text: str) -> None:
+        self._around.display.say(text)

@@ -1,0 +1,81 @@
+"""``unbroken run``: start a training command here and keep it going."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from unbroken.agent.options import AgentOptions, grace_from
+from unbroken.errors import ConfigError
+
+_EPILOG = """Exit codes: 0 the run is finished; 75 interrupted, start it again; 1 failed; 78 mend the command or its
+settings first; others name an error (10 not found, 11 another attempt owns the run, 12 damaged, 13 newer format,
+14 does not fit the model, 77 access denied)."""
+
+
+@click.command(
+    epilog=_EPILOG,
+    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    short_help="Start a training command here and keep it going.",
+)
+@click.option("--uri", default="", metavar="URI", help="Run URI; outranks the one in the script.")
+@click.option("--every", default="", metavar="CADENCE", help="How often to save; outranks the script's.")
+@click.option(
+    "--grace",
+    metavar="SECONDS",
+    help="From a stop signal to the kill: what your platform gives (UNBROKEN_GRACE; default 30).",
+)
+@click.option(
+    "--no-progress-limit", type=click.IntRange(1), default=AgentOptions.no_progress_limit, show_default=True,
+    metavar="N", help="Stop after N attempts in a row that committed no checkpoint.",
+)  # fmt: skip
+@click.option(
+    "--max-restarts", type=click.IntRange(0), default=AgentOptions.max_restarts, show_default=True, metavar="N",
+    help="Restart a crashed command in place at most N times.",
+)  # fmt: skip
+@click.option("--pool", default="", help="Where this machine comes from, for the journal: type/zone/market.")
+@click.option("--price", type=click.FloatRange(0), help="What this machine costs an hour, for the journal.")
+@click.option("--currency", default="", help="Currency of --price, such as USD.")
+@click.option(
+    "--runtime-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Folder for the agent's socket and agent.json; by default a temporary one.",
+)  # fmt: skip
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run(
+    uri: str,
+    every: str,
+    grace: str | None,
+    no_progress_limit: int,
+    max_restarts: int,
+    pool: str,
+    price: float | None,
+    currency: str,
+    runtime_dir: Path | None,
+    command: tuple[str, ...],
+) -> int:
+    """Start COMMAND here and keep it going.
+
+    Hears SIGTERM and the cloud's notices, has the trainers save before the deadline, restarts them when they crash, and
+    leaves with a code that says how the run stands.
+
+    Example: unbroken run -- torchrun --nproc-per-node=8 train.py
+    """
+    if not command:
+        raise ConfigError(
+            "no command was given", kind="command", hint="Write it after two dashes: unbroken run -- python train.py"
+        )
+    options = AgentOptions(
+        uri=uri,
+        every=every,
+        grace=grace_from(grace),
+        no_progress_limit=no_progress_limit,
+        max_restarts=max_restarts,
+        pool=pool,
+        price=price,
+        currency=currency,
+        runtime_dir=runtime_dir,
+    )
+    from unbroken.agent.supervisor import supervise
+
+    return supervise(options, command)
