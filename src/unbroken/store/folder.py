@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from unbroken.errors import AccessError, DamagedError, NotFoundError, StoreError, UnbrokenError
-from unbroken.store.store import Buffer, ObjectInfo, check_key
+from unbroken.errors import AccessError, NotFoundError, StoreError, UnbrokenError
+from unbroken.store.store import Buffer, ObjectInfo, check_key, truncated
 
 PARTIAL = ".partial"
 """Folder below the run's for files that are being written, where the file system has no unnamed files. No
@@ -77,10 +77,7 @@ class FolderStore:
             finally:
                 os.close(descriptor)
         if len(data) < length:
-            raise DamagedError(
-                f"{key} in {self.uri} ends {length - len(data)} bytes before byte {start + length}",
-                kind="truncated",
-            )
+            raise truncated(key, self.uri, start, length)
         return memoryview(data)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
@@ -146,7 +143,7 @@ class FolderStore:
             )
         if missing and action == "get":
             return NotFoundError(f"there is no {key} in {self.uri}", kind="object")
-        what = f"{action} of {key or 'the listing'} in {self.uri} failed: {error.strerror or error}"
+        what = f"{action} of {key or 'everything'} in {self.uri} failed: {error.strerror or error}"
         if error.errno in _FULL:
             return StoreError(what, kind="full", hint="Free space or prune checkpoints")
         if error.errno in _DENIED:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from unbroken.errors import StoreError
+from unbroken.errors import DamagedError, StoreError
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -79,3 +79,8 @@ def check_key(key: str) -> None:
     """
     if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
         raise StoreError(f"{key!r} is no key: it has an empty, '.' or '..' component", kind="key")
+
+
+def truncated(key: str, uri: str, start: int, length: int) -> DamagedError:
+    """The error of a range that runs over the end of an object."""
+    return DamagedError(f"{key} in {uri} ends before byte {start + length}, which was asked for", kind="truncated")

@@ -19,7 +19,7 @@ from unbroken.store.objects import ObjectStore
 from unbroken.store.store import Store
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
 _BUCKET_SCHEMES = {"s3": "S3 bucket", "gs": "Google Cloud Storage bucket", "az": "Azure Blob container"}
 _EXAMPLES = "Write s3://bucket/path, gs://bucket/path, az://account/container/path, file:///path or a plain path"
@@ -189,7 +189,7 @@ def _open_bucket(where: StoreURI) -> Any:
 def _open_s3(where: StoreURI) -> Any:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT", "")
-    config: dict[str, Any] = {}
+    config: S3Config = {}
     if not endpoint.startswith("http://"):
         # TLS already protects the body on its way; signing its hash as well costs four times the CPU.
         config["unsigned_payload"] = True
