@@ -1,7 +1,7 @@
 """Logged values: one object for each checkpoint, holding what was logged since its parent.
 
-The object is JSON: ``{"format": 1, "values": {"loss": [[step, value], ...]}}``; values are numbers, or tags of the state
-tree where JSON has no number. The chain of parents gives the curve of a whole run, each step once.
+The object is JSON: ``{"format": 1, "values": {"loss": [[step, value], ...]}}``; values are numbers, or tags of the
+state tree where JSON has no number. The chain of parents gives the curve of a whole run, each step once.
 """
 
 from __future__ import annotations

@@ -38,6 +38,9 @@ _WELCOME_SECONDS = 600.0
 """Opening the store and claiming may retry for minutes on a bad day of the storage."""
 
 
+_FAREWELL_SECONDS = 10.0
+
+
 @dataclass(frozen=True)
 class StopRequest:
     """Why and until when to stop. ``deadline`` is in wall-clock seconds since the epoch."""
@@ -107,12 +110,16 @@ class AgentLink:
         if self._listener is not None:
             self._listener.join(5.0)
         self.progress.close()
-        if self._agent is None:
-            # With an agent of our own the folder is its runtime directory too, and it removes it.
-            shutil.rmtree(self._folder, ignore_errors=True)
-        else:
-            # It still has to journal the end. It lives in a session of its own and ends by itself.
-            self._agent.returncode = 0
+        if self._agent is not None:
+            self._wait_for_agent(self._agent)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _wait_for_agent(self, agent: subprocess.Popen[bytes]) -> None:
+        """An agent of our own journals how we ended, and ends; it lives in a session of its own if that takes longer."""
+        try:
+            agent.wait(_FAREWELL_SECONDS)
+        except subprocess.TimeoutExpired:
+            _log.warning("unbroken: the agent is still writing to the journal; it ends by itself")
 
     def _progress_path(self) -> Path:
         return self._folder / f"{os.getpid()}.progress"
@@ -123,7 +130,7 @@ class AgentLink:
 
     def _start_agent(self) -> Path:
         """Start an agent for this process alone; by exec, in a session of its own."""
-        path = self._folder / f"agent-{os.urandom(3).hex()}.sock"
+        path = Path(tempfile.mkdtemp(prefix="agent-", dir=self._folder)) / "agent.sock"
         command = [sys.executable, "-m", "unbroken.agent", "--socket", str(path), "--watch", str(os.getpid())]
         self._agent = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         return path

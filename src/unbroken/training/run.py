@@ -183,8 +183,9 @@ class Run:
         stop = self._stop_request()
         attempt.tell(Stopping(self._step))
         left = max(0.0, stop.deadline - self._clock.now())
-        saved = self._save_within(left - min(_EXIT_SECONDS, left * _EXIT_SHARE))
-        if saved:
+        if self._step == 0:
+            raise Interrupted(f"interrupted ({stop.reason}) before the first step was complete")
+        if self._save_within(left - min(_EXIT_SECONDS, left * _EXIT_SHARE)):
             raise Interrupted(f"interrupted ({stop.reason}); step {self._step} is durable")
         stands = _durable(attempt)
         raise Interrupted(
