@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from unbroken.errors import FormatError
+from unbroken.errors import DamagedError, FormatError
+
+FORMAT = 1
+"""The newest format of journals that this version reads, and the one it writes."""
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -31,8 +36,8 @@ class AttemptClaimed(msgspec.Struct, tag="attempt-claimed", frozen=True, omit_de
 class AttemptEnded(msgspec.Struct, tag="attempt-ended", frozen=True, omit_defaults=True):
     """The attempt is over.
 
-    ``cause`` is one of ``finished``, ``interrupted``, ``crashed``, ``failed``, ``left``, ``stopped-no-progress``.
-    ``last_step`` is the last completed step as far as is known, or -1.
+    ``cause`` is one of ``finished``, ``interrupted``, ``crashed``, ``failed``, ``left``,
+    ``stopped-no-progress``. ``last_step`` is the last completed step as far as is known, or -1.
     """
 
     cause: str
@@ -58,8 +63,8 @@ class Advisory(msgspec.Struct, tag="advisory", frozen=True, omit_defaults=True):
 class CheckpointCommitted(msgspec.Struct, tag="checkpoint", frozen=True, omit_defaults=True):
     """The entry that makes a checkpoint exist.
 
-    ``parent`` is the step of the checkpoint from which training came here within or across attempts (-1: none).
-    ``metrics`` and ``metrics_sha256`` name the object with what was logged for the steps in
+    ``parent`` is the step of the checkpoint from which training came here within or across attempts (-1:
+    none). ``metrics`` and ``metrics_sha256`` name the object with what was logged for the steps in
     ``(metrics_after, step]``, where anything was.
     """
 
@@ -94,11 +99,20 @@ class RunFinished(msgspec.Struct, tag="run-finished", frozen=True, omit_defaults
 
 
 class Note(msgspec.Struct, tag="note", frozen=True, omit_defaults=True):
-    """Anything else worth keeping. ``topic`` is a short stable word: ``restored``, ``save-failed``, ``damaged``, ..."""
+    """Anything else worth keeping. ``topic`` is a short stable word: ``restored``, ``save-failed``,
+    ``damaged``, ..."""
 
     topic: str
     text: str
     data: dict[str, Any] = {}
+
+
+class Unknown(msgspec.Struct, tag="unknown", frozen=True):
+    """An event of a kind that this version does not know: it keeps its number and changes nothing. Never
+    written."""
+
+    kind: str
+    data: dict[str, Any]
 
 
 Event = (
@@ -110,23 +124,36 @@ Event = (
     | CheckpointRetired
     | RunFinished
     | Note
+    | Unknown
 )
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One journal object. ``n`` is its number, ``nonce`` unique to this very write."""
 
-    n: int
-    attempt: int
+    n: _Count
+    attempt: _Count
     claim: str
     """Nonce of the attempt's claim: two contenders for one attempt number differ here."""
     nonce: str
     at: float
+    """Wall-clock seconds since the epoch."""
     origin: Origin
     event: Event
+    format: int = FORMAT
+    """What a reader must understand in order to go on past this entry."""
 
 
-_DECODER = msgspec.json.Decoder(Entry)
+class _Head(msgspec.Struct):
+    """As much of an entry as every format has."""
+
+    event: dict[str, Any]
+    format: int = FORMAT
+
+
+_KNOWN = frozenset(str(kind.__struct_config__.tag) for kind in Event.__args__ if kind is not Unknown)
+_ENTRY = msgspec.json.Decoder(Entry)
+_HEAD = msgspec.json.Decoder(_Head)
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -138,13 +165,30 @@ def decode_entry(data: bytes, key: str) -> Entry:
     """Read a journal object.
 
     Raises:
-        FormatError: the bytes are no entry that this version knows.
+        FormatError: the entry was written in a newer format.
+        DamagedError: the bytes are no entry.
     """
     try:
-        return _DECODER.decode(data)
+        head = _HEAD.decode(data)
+        if head.format > FORMAT:
+            raise FormatError(
+                f"{key} was written in format {head.format}, and this version reads up to {FORMAT}",
+                kind="newer-format",
+                hint="Install a newer unbroken",
+            )
+        if head.event.get("type") in _KNOWN:
+            return _ENTRY.decode(data)
+        return _with_unknown_event(data, head.event)
     except msgspec.MsgspecError as error:
-        raise FormatError(
-            f"{key} is not a journal entry this version can read ({error})",
+        raise DamagedError(
+            f"{key} is not a journal entry ({error})",
             kind="journal-entry",
-            hint="It was damaged, or written by a newer version of unbroken: install that version",
+            hint="Restore the object from the bucket's versions; nothing in a journal may be changed",
         ) from error
+
+
+def _with_unknown_event(data: bytes, event: dict[str, Any]) -> Entry:
+    fields = msgspec.json.decode(data)
+    rest = {name: value for name, value in event.items() if name != "type"}
+    fields["event"] = {"type": "unknown", "kind": event.get("type"), "data": rest}
+    return msgspec.convert(fields, Entry)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import random
+import re
 import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
 import msgspec
 
 from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.errors import DamagedError, FencedError, FormatError, NotFoundError, StoreError
-from unbroken.journal.events import AttemptClaimed, Entry, Event, Origin, decode_entry, encode_entry
+from unbroken.journal.events import FORMAT, AttemptClaimed, Entry, Event, Origin, decode_entry, encode_entry
 from unbroken.journal.state import RunState
 from unbroken.store import Store
 
-FORMAT = 1
 RUN_KEY = "run.json"
 FOLDER = "journal"
 
+_ENTRY_KEY = re.compile(rf"{FOLDER}/(\d{{11}})\.json")
 _READERS = 16
+_PAUSE_SECONDS = (0.02, 0.2)
+"""Between two tries of an append that was refused although nothing is there yet: someone's put is under
+way."""
 _APPEND_SECONDS = 300.0
 """An append that still meets new entries after this long gives up: something floods the journal."""
 
@@ -32,6 +39,12 @@ class RunInfo(msgspec.Struct, frozen=True):
     run: str
     """Random id of the run."""
     created_at: float
+
+
+class _Format(msgspec.Struct):
+    """As much of ``run.json`` as every format has."""
+
+    format: Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -73,16 +86,13 @@ class Journal:
         Raises:
             NotFoundError: no run is at this URI.
             FormatError: the run was written by a newer version.
-            DamagedError: the journal has a gap.
+            DamagedError: the journal has a gap, or an entry that is none.
         """
-        try:
-            data = store.get(RUN_KEY)
-        except NotFoundError as error:
-            if error.kind != "object":
-                raise
+        data = _get_or_none(store, RUN_KEY)
+        if data is None:
             raise NotFoundError(
                 f"there is no run at {store.uri}", kind="run", hint="Check the URI; a run begins with its first attempt"
-            ) from error
+            )
         journal = cls(store, _decode_info(data, store), clock=clock)
         journal.refresh()
         return journal
@@ -91,18 +101,22 @@ class Journal:
     def create(cls, store: Store, *, clock: Clock = SYSTEM_CLOCK) -> Journal:
         """Open a run for writing; make it where it is new.
 
-        Proves on the way that the store honours create-only puts: ``run.json`` is put a second time, with the bytes it has,
-        and the store must refuse. (Same bytes: a store that ignores the condition does no harm.)
+        Proves on the way that the store honours create-only puts: ``run.json`` is put a second time, with
+        the bytes it has, and the store must refuse. (Same bytes: a store that ignores the condition does no
+        harm.)
 
         Raises:
             StoreError: the store ignores create-only puts (kind ``create-only``), or failed.
             FormatError: the run was written by a newer version.
+            DamagedError: the journal has a gap, or an entry that is none.
         """
-        info = RunInfo(FORMAT, secrets.token_hex(8), round(clock.now(), 3))
-        data = msgspec.json.encode(info)
-        if not store.create(RUN_KEY, data):
-            data = store.get(RUN_KEY)
-            info = _decode_info(data, store)
+        # What is there is read before anything is put: a store that ignores the condition would overwrite it.
+        data = _get_or_none(store, RUN_KEY)
+        if data is None:
+            data = msgspec.json.encode(RunInfo(FORMAT, secrets.token_hex(8), round(clock.now(), 3)))
+            if not store.create(RUN_KEY, data):
+                data = store.get(RUN_KEY)
+        info = _decode_info(data, store)
         if store.create(RUN_KEY, data):
             raise StoreError(
                 f"{store.uri} ignores create-only puts: a second put of {RUN_KEY} with If-None-Match: * was accepted",
@@ -117,17 +131,19 @@ class Journal:
     def refresh(self) -> list[Entry]:
         """Read the entries that others have added; returns them, oldest first.
 
+        An append may have read some of them before. To follow a journal and miss none, remember a position in
+        :attr:`entries`.
+
         Raises:
             DamagedError: an entry is missing before others that are there.
         """
         with self._lock:
             before = len(self.entries)
-            listed = [
-                info.key
-                for info in self.store.list(FOLDER, after=entry_key(self.state.tail))
-                if info.key.endswith(".json")
-            ]
-            self._read_listed(listed)
+            listed = self.store.list(FOLDER, after=entry_key(self.state.tail))
+            numbers = [int(match[1]) for info in listed if (match := _ENTRY_KEY.fullmatch(info.key))]
+            # A listing taken while others append may lack an entry and yet show a later one: it says only
+            # how far to read.
+            self._read_to(max(numbers, default=self.state.tail))
             while self._read_next() is not None:
                 pass
             return self.entries[before:]
@@ -154,23 +170,28 @@ class Journal:
 
         Raises:
             FencedError: a later attempt owns the run; nothing was written.
-            StoreError: the storage failed; whether the entry is there is not known, and the next append finds out.
+            StoreError: the storage failed; whether the entry is there is not known, and the next append
+            finds out.
         """
 
-        def unless_fenced() -> Lease:
-            if self.state.fences(lease.attempt, lease.claim):
-                owner = self.state.owner
-                assert owner is not None
-                raise FencedError(
-                    f"attempt {lease.attempt} of {self.store.uri} was replaced by attempt {owner.attempt} "
-                    f"on {owner.origin.host}",
-                    kind="fenced",
-                    hint="This process must stop; the newer attempt goes on",
-                )
-            return lease
-
         with self._lock:
-            return self._append(event, origin, unless_fenced)
+            return self._append(event, origin, lambda: self._still(lease))
+
+    def _still(self, lease: Lease) -> Lease:
+        owner = self.state.owner
+        if owner is None or owner.attempt < lease.attempt:
+            self.refresh()  # claimed through another Journal, since this one last looked
+            owner = self.state.owner
+        where = f"attempt {lease.attempt} of {self.store.uri}"
+        if owner is None or owner.attempt < lease.attempt:
+            raise FencedError(f"{where} has no claim in the run's journal", kind="no-claim")
+        if self.state.fences(lease.attempt, lease.claim):
+            raise FencedError(
+                f"{where} was replaced by attempt {owner.attempt} on {owner.origin.host}",
+                kind="fenced",
+                hint="This process must stop; the newer attempt goes on",
+            )
+        return lease
 
     def _append(self, event: Event, origin: Origin, lease: Callable[[], Lease]) -> Entry:
         nonce = secrets.token_hex(8)
@@ -181,58 +202,70 @@ class Journal:
                 self.state.tail + 1, held.attempt, held.claim, nonce, round(self._clock.now(), 3), origin, event
             )
             if self.store.create(entry_key(entry.n), encode_entry(entry)):
-                self._apply(entry)
+                self._apply(entry, entry_key(entry.n))
                 return entry
             found = self._read_next()
-            if found is not None and found.nonce == nonce:  # our own put; only its reply was lost
+            if found is None:
+                self._clock.sleep(random.uniform(*_PAUSE_SECONDS))
+            elif found.nonce == nonce:  # our own put; only its reply was lost
                 return found
         raise StoreError(
             f"no entry could be added to {self.store.uri} within {_APPEND_SECONDS:.0f} s: others keep writing",
             kind="contention",
         )
 
-    def _read_listed(self, keys: list[str]) -> None:
-        wanted = [entry_key(self.state.tail + 1 + i) for i in range(len(keys))]
-        if keys != wanted:
-            missing = next(want for want, key in zip(wanted, keys, strict=True) if want != key)
-            raise DamagedError(
-                f"{missing} is missing from the journal of {self.store.uri}", kind="journal-gap",
-                hint="Restore the object from the bucket's versions; nothing in a journal may be deleted",
-            )  # fmt: skip
+    def _read_to(self, last: int) -> None:
+        keys = [entry_key(n) for n in range(self.state.tail + 1, last + 1)]
         if not keys:
             return
         with ThreadPoolExecutor(min(_READERS, len(keys)), thread_name_prefix="unbroken-journal") as pool:
-            for key, data in zip(keys, pool.map(self.store.get, keys), strict=True):
-                self._apply(decode_entry(data, key))
+            for key, data in zip(keys, pool.map(partial(_get_or_none, self.store), keys), strict=True):
+                if data is None:
+                    raise DamagedError(
+                        f"{key} is missing from the journal of {self.store.uri}",
+                        kind="journal-gap",
+                        hint="Restore the object from the bucket's versions; nothing in a journal may be deleted",
+                    )
+                self._apply(decode_entry(data, key), key)
 
     def _read_next(self) -> Entry | None:
         key = entry_key(self.state.tail + 1)
-        try:
-            data = self.store.get(key)
-        except NotFoundError:
+        data = _get_or_none(self.store, key)
+        if data is None:
             return None
         entry = decode_entry(data, key)
-        self._apply(entry)
+        self._apply(entry, key)
         return entry
 
-    def _apply(self, entry: Entry) -> None:
+    def _apply(self, entry: Entry, key: str) -> None:
+        if entry_key(entry.n) != key:
+            raise DamagedError(f"{key} in {self.store.uri} says that it is entry {entry.n}", kind="journal-entry")
         self.state.apply(entry)
         self.entries.append(entry)
 
 
+def _get_or_none(store: Store, key: str) -> bytes | None:
+    try:
+        return store.get(key)
+    except NotFoundError as error:
+        if error.kind != "object":  # the bucket or the folder itself is not there
+            raise
+        return None
+
+
 def _decode_info(data: bytes, store: Store) -> RunInfo:
     try:
-        info = msgspec.json.decode(data, type=RunInfo)
+        written = msgspec.json.decode(data, type=_Format).format
+        if written <= FORMAT:
+            return msgspec.json.decode(data, type=RunInfo)
     except msgspec.MsgspecError as error:
         raise FormatError(
-            f"{RUN_KEY} in {store.uri} is not a run description this version can read ({error})", kind="run"
+            f"{RUN_KEY} in {store.uri} does not describe a run ({error})",
+            kind="run",
+            hint="Is the URI right? Restore the object from the bucket's versions if it was overwritten",
         ) from error
-    if info.format > FORMAT:
-        raise FormatError(
-            f"{store.uri} was written in format {info.format}, and this version reads up to {FORMAT}",
-            kind="newer-format", hint="Install a newer unbroken",
-        )  # fmt: skip
-    return info
-
-
-
+    raise FormatError(
+        f"{store.uri} was written in format {written}, and this version reads up to {FORMAT}",
+        kind="newer-format",
+        hint="Install a newer unbroken",
+    )

@@ -62,10 +62,12 @@ class RunState:
 
     tail: int = 0
     """Number of the last entry."""
+    owner: AttemptRecord | None = None
+    """The attempt that owns the run: the one with the newest claim."""
     attempts: dict[int, AttemptRecord] = field(default_factory=dict)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
-    """Committed and not retired, oldest first, in the order of their commits (not of their steps: training may fall
-    back past a damaged checkpoint and commit lower steps later)."""
+    """Committed and not retired, oldest first, in the order of their commits (not of their steps: training
+    may fall back past a damaged checkpoint and commit lower steps later)."""
     commits: list[CheckpointRecord] = field(default_factory=list)
     """Every commit, retired or not."""
     finished_step: int | None = None
@@ -73,12 +75,9 @@ class RunState:
     notes: list[Entry] = field(default_factory=list)
     advisories: list[Entry] = field(default_factory=list)
     ignored: list[Entry] = field(default_factory=list)
-    """Entries that a fenced attempt wrote; they count for nothing."""
-
-    @property
-    def owner(self) -> AttemptRecord | None:
-        """The attempt that owns the run: the one with the newest claim."""
-        return self.attempts[max(self.attempts)] if self.attempts else None
+    """Entries that count for nothing: a fenced attempt wrote them, or they commit a checkpoint a second
+    time."""
+    _committed: set[str] = field(default_factory=set)
 
     def attempts_without_progress(self) -> int:
         """How many of the latest attempts in a row made no progress, since the last stop for that reason."""
@@ -104,33 +103,26 @@ class RunState:
         if entry.n != self.tail + 1:
             raise ValueError(f"entry {entry.n} does not follow entry {self.tail}")
         self.tail = entry.n
-        if isinstance(entry.event, AttemptClaimed):
-            self._claimed(entry)
-        elif entry.attempt not in self.attempts or self.fences(entry.attempt, entry.claim):
+        if not self._counts(entry):
             self.ignored.append(entry)
+        elif isinstance(entry.event, AttemptClaimed):
+            record = AttemptRecord(entry.attempt, entry.claim, entry.origin, entry.at, last_seen_at=entry.at)
+            self.attempts[entry.attempt] = self.owner = record
         else:
-            self._recorded(entry)
+            self._recorded(entry, self.attempts[entry.attempt])
 
-    def _claimed(self, entry: Entry) -> None:
-        owner = self.owner
-        if owner is not None and entry.attempt <= owner.attempt:
-            self.ignored.append(entry)
-            return
-        self.attempts[entry.attempt] = AttemptRecord(
-            entry.attempt, entry.claim, entry.origin, entry.at, last_seen_at=entry.at
-        )
+    def _counts(self, entry: Entry) -> bool:
+        if isinstance(entry.event, AttemptClaimed):
+            return entry.attempt == (self.owner.attempt if self.owner else 0) + 1
+        if isinstance(entry.event, CheckpointCommitted) and entry.event.manifest in self._committed:
+            return False  # a commit whose outcome was unknown was made again: the first one stands
+        return self.owner is not None and not self.fences(entry.attempt, entry.claim)
 
-    def _recorded(self, entry: Entry) -> None:
-        attempt = self.attempts[entry.attempt]
+    def _recorded(self, entry: Entry, attempt: AttemptRecord) -> None:
         attempt.last_seen_at = max(attempt.last_seen_at, entry.at)
         match entry.event:
             case CheckpointCommitted() as event:
-                record = CheckpointRecord(entry.n, entry.attempt, entry.at, event)
-                attempt.committed.append(record)
-                self.checkpoints.append(record)
-                self.commits.append(record)
-                if self.finished_step is not None and event.step > self.finished_step:
-                    self.finished_step = None
+                self._record_commit(CheckpointRecord(entry.n, entry.attempt, entry.at, event), attempt)
             case CheckpointRetired(manifest=manifest):
                 self.checkpoints = [kept for kept in self.checkpoints if kept.event.manifest != manifest]
             case AttemptEnded() as event:
@@ -142,6 +134,15 @@ class RunState:
             case RunFinished(step=step):
                 self.finished_step = step
             case Note() as event:
-                if event.topic == "restored":
-                    attempt.restored_step = int(event.data.get("step", -1))
+                restored = event.data.get("step")
+                if event.topic == "restored" and isinstance(restored, int):
+                    attempt.restored_step = restored
                 self.notes.append(entry)
+
+    def _record_commit(self, record: CheckpointRecord, attempt: AttemptRecord) -> None:
+        attempt.committed.append(record)
+        self._committed.add(record.event.manifest)
+        self.checkpoints.append(record)
+        self.commits.append(record)
+        if self.finished_step is not None and record.step > self.finished_step:
+            self.finished_step = None
