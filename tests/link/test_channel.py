@@ -158,20 +158,20 @@ def _send_until_refused(other: socket.socket) -> None:
 
 def test_messages_of_many_threads_do_not_mix(pair: tuple[Channel, Channel]) -> None:
     here, there = pair
-    long = "x" * 30_000
+    long = "x" * 300_000
 
     def send(first: int) -> None:
-        for step in range(first, first + 50):
+        for step in range(first, first + 10):
             here.send(SaveFailed(step, long))
 
-    threads = [threading.Thread(target=send, args=(first,)) for first in (0, 50, 100, 150)]
+    threads = [threading.Thread(target=send, args=(first,)) for first in (0, 10, 20, 30)]
     for thread in threads:
         thread.start()
     messages = there.messages()
-    received = [next(messages) for _ in range(200)]
+    received = [next(messages) for _ in range(40)]
     for thread in threads:
         thread.join(10)
-    assert sorted(message.step for message in received if isinstance(message, SaveFailed)) == list(range(200))
+    assert sorted(message.step for message in received if isinstance(message, SaveFailed)) == list(range(40))
     assert all(isinstance(message, SaveFailed) and message.message == long for message in received)
 
 

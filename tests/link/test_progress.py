@@ -123,3 +123,24 @@ def test_a_writer_killed_in_the_middle_leaves_the_write_before_it(tmp_path: Path
     assert found.at == found.step + 2.0
     assert healed is not None
     assert healed.step == 9
+
+
+def test_a_reader_waits_for_a_slot_that_is_being_written(page: ProgressPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2, 3):
+        write(page, step)
+    sound, reads = page._map, []
+
+    class BeingWritten:
+        """The page as it looks while the slot of step 3 is copied, and then sound."""
+
+        def __getitem__(self, part: slice) -> bytes:
+            reads.append(part)
+            found = sound[part]
+            newest = found[:8] == (3).to_bytes(8, "little")
+            return found[:-1] + b"?" if newest and len(reads) <= 4 else found
+
+    monkeypatch.setattr(page, "_map", BeingWritten())
+    found = page.read()
+    monkeypatch.undo()
+    assert found is not None
+    assert found.step == 3

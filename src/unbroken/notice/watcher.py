@@ -25,6 +25,8 @@ _REMEMBERED = 256
 class _Problem:
     source: str
     error: Exception
+    at: float
+    """Monotonic seconds when it happened, which may be before the owner's other callbacks let it be told."""
 
 
 _Heard = InterruptionNotice | InterruptionAdvisory | _Problem | None
@@ -120,7 +122,7 @@ class NoticeWatcher:
                     self._inbox.put(event)
                 pause, failures = source.interval(), 0
             except Exception as error:  # noqa: BLE001 - a broken source reaches the owner and is asked again
-                self._inbox.put(_Problem(source.name, error))
+                self._inbox.put(_Problem(source.name, error, self._clock.monotonic()))
                 pause = min(_FIRST_PAUSE * 2.0 ** min(failures, 10), _LONGEST_PAUSE)
                 failures += 1
             self._clock.wait(self._closing, pause)
@@ -131,7 +133,7 @@ class NoticeWatcher:
             try:
                 self._pass_on(heard)
             except Exception as error:  # noqa: BLE001 - the owner's callback failed; the next notice must still arrive
-                self._complain(_Problem("watcher", error))
+                self._complain(_Problem("watcher", error, self._clock.monotonic()))
 
     def _pass_on(self, heard: InterruptionNotice | InterruptionAdvisory | _Problem) -> None:
         if isinstance(heard, InterruptionNotice):
@@ -157,11 +159,11 @@ class NoticeWatcher:
         self._on_advisory(heard)
 
     def _complain(self, problem: _Problem) -> None:
-        kind, now = (problem.source, type(problem.error)), self._clock.monotonic()
+        kind = (problem.source, type(problem.error))
         said_at = self._problems.get(kind)
-        if said_at is not None and now - said_at < _PROBLEM_SECONDS:
+        if said_at is not None and problem.at - said_at < _PROBLEM_SECONDS:
             return
-        self._problems[kind] = now
+        self._problems[kind] = problem.at
         try:
             self._on_problem(problem.source, problem.error)
         except Exception:  # noqa: BLE001 - there is nobody left to tell but the log
