@@ -75,7 +75,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             try:
                 _make_bucket(server, process)
                 break
-            except _DidNotStart as error:
+            except _StartError as error:
                 if attempt == _START_TRIES:
                     log = (folder / "log.txt").read_text(errors="replace")[-3000:]
                     pytest.fail(f"the S3 server did not start: {error}\n{log}")
@@ -118,7 +118,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-class _DidNotStart(Exception):
+class _StartError(Exception):
     pass
 
 
@@ -176,7 +176,7 @@ def _make_bucket(server: S3Server, process: subprocess.Popen[bytes]) -> None:
             while process.poll() is None and not deadline.wait(0.1):
                 try:
                     client.create_bucket(Bucket=server.bucket)
-                    client.put_object(Bucket=server.bucket, Key="ready", Body=b"")
+                    client.put_object(Bucket=server.bucket, Key="ready", Body=b"x")
                     client.delete_object(Bucket=server.bucket, Key="ready")
                     return
                 except (BotoCoreError, ClientError) as error:
@@ -184,4 +184,18 @@ def _make_bucket(server: S3Server, process: subprocess.Popen[bytes]) -> None:
     finally:
         timer.cancel()
         timer.join()
-    raise _DidNotStart(f"exit status {process.poll()}, last answer: {last}")
+    raise _StartError(f"exit status {process.poll()}, last answer: {last}")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    return free_ports(1)[0]
+
+
+@pytest.fixture
+def clean_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """The machine's AWS settings are forgotten; for tests that then set their own."""
+    forget_aws(monkeypatch, tmp_path)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return monkeypatch
