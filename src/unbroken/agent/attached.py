@@ -10,12 +10,13 @@ import argparse
 from pathlib import Path
 
 from unbroken.agent.claims import Claims
+from unbroken.agent.ending import Ending
 from unbroken.agent.events import signals_to
 from unbroken.agent.options import AgentOptions, grace_from
 from unbroken.agent.outcome import Limits, decide
 from unbroken.agent.process_tree import WatchedTree
 from unbroken.agent.runtime import SOCKET
-from unbroken.agent.session import Session
+from unbroken.agent.session import JOIN_SECONDS, Session
 from unbroken.agent.supervisor import surroundings
 from unbroken.agent.watch import Surroundings, Watch
 from unbroken.clock import SYSTEM_CLOCK, Clock
@@ -56,16 +57,17 @@ def _serve(around: Surroundings, tree: WatchedTree) -> int:
             return tree.ended() or around.clock.monotonic() >= silent_until
 
         watch.follow(over)
-        watch.settle()
-        facts = watch.facts(restarts=0, fruitless=0)
+        ending = Ending(around, tree, session, watch)
+        ending.settle()
+        facts = ending.facts(restarts=0, fruitless=0)
         if not facts.said_hello:
             return EXIT_FAILED
         # No restart in place here, so no count of attempts can end it; the next hello is refused instead.
         limits = Limits(max_restarts=0, no_progress=1 << 30)
-        watch.conclude(decide(facts, limits), facts)
+        ending.conclude(decide(facts, limits), facts)
         return 0
     finally:
-        session.close()
+        session.close(around.interruption.bounded(JOIN_SECONDS))
 
 
 def _command_line(pid: int) -> list[str]:

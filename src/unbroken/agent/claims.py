@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from unbroken.clock import Clock
@@ -11,7 +10,7 @@ from unbroken.journal import Event, Journal, Lease, Origin
 from unbroken.journal.events import AttemptEnded
 from unbroken.journal.state import NO_PROGRESS
 from unbroken.link.messages import PROTOCOL, Hello
-from unbroken.store import Store, open_store
+from unbroken.store import open_store
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,11 @@ class Claims:
         command: list[str],
         no_progress_limit: int,
         clock: Clock,
-        *,
-        opener: Callable[[str], Store] = open_store,
     ) -> None:
         self._origin = origin
         self._command = command
         self._limit = no_progress_limit
         self._clock = clock
-        self._opener = opener
         self.current: Claim | None = None
         self.attempts: list[int] = []
         """Numbers of the attempts given out so far."""
@@ -79,7 +75,7 @@ class Claims:
 
         Raises:
             FencedError: the attempt to adopt was replaced.
-            UnbrokenError: kind ``no-progress``: too many attempts before this one committed nothing.
+            UnbrokenError: kind ``stopped-no-progress``: too many attempts before this one committed nothing.
         """
         journal = self.current.journal if self.current else self._open(hello.uri)
         if hello.attempt:
@@ -94,7 +90,7 @@ class Claims:
         return claim
 
     def _open(self, uri: str) -> Journal:
-        return Journal.create(self._opener(uri), clock=self._clock)
+        return Journal.create(open_store(uri, create=True), clock=self._clock)
 
     def _demand_progress(self, claim: Claim) -> None:
         before = claim.journal.state.attempts_without_progress() - 1
@@ -102,7 +98,7 @@ class Claims:
             return
         text = f"stopped: the {before} attempts before this one committed no checkpoint"
         claim.append(AttemptEnded(NO_PROGRESS, -1, text))
-        raise UnbrokenError(text, kind="no-progress", hint="Mend the cause and start again; counting begins anew")
+        raise UnbrokenError(text, kind=NO_PROGRESS, hint="Mend the cause and start again; counting begins anew")
 
 
 def _demand_ownership(journal: Journal, lease: Lease) -> None:

@@ -9,6 +9,8 @@ from unbroken.agent.events import AdvisoryHeard, Mailbox, NoticeHeard, Trouble
 from unbroken.clock import Clock
 from unbroken.notice import InterruptionNotice, NoticeSource, NoticeWatcher
 
+_JOIN_SECONDS = 5.0
+
 
 class Interruption:
     """Owns the notice watcher and knows the time that is left. For the main loop's thread alone.
@@ -39,7 +41,7 @@ class Interruption:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._watcher.close()
+        self._watcher.close(timeout=self.bounded(_JOIN_SECONDS))
 
     def signalled(self, number: signal.Signals, whom: str) -> None:
         """Take a stop signal for a notice; it comes back through the mailbox."""

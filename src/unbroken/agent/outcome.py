@@ -150,7 +150,7 @@ def _interrupted(facts: Facts) -> Decision | None:
 def _final_error(facts: Facts) -> Decision | None:
     if facts.refused is not None:
         kind, name, message = facts.refused.kind, facts.refused.error, facts.refused.message
-        if kind == "no-progress":
+        if kind == NO_PROGRESS:
             return Decision(errors.EXIT_FAILED, NO_PROGRESS, message)
         if kind == "create-only":
             return Decision(errors.EXIT_IO, "failed", message)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from unbroken.link.channel import Channel, listen
 
-_JOIN_SECONDS = 5.0
-
 
 class LinkServer:
     """Listens at ``path`` from the constructor to :meth:`close`.
@@ -34,8 +32,8 @@ class LinkServer:
         self._acceptor = threading.Thread(target=self._accept, name="unbroken-accept", daemon=True)
         self._acceptor.start()
 
-    def close(self) -> None:
-        """Stop listening, close every connection, and wait for the threads."""
+    def close(self, timeout: float) -> None:
+        """Stop listening, close every connection, and wait at most ``timeout`` seconds for each thread."""
         with self._lock:
             self._closed = True
             channels = dict(self._channels)
@@ -44,7 +42,7 @@ class LinkServer:
         for channel in channels:
             channel.close()
         for thread in (self._acceptor, *channels.values()):
-            thread.join(_JOIN_SECONDS)
+            thread.join(timeout)
         self._socket.close()
         self._path.unlink(missing_ok=True)
 

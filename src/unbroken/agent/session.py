@@ -21,7 +21,8 @@ from unbroken.link.messages import Advice, Bye, Committed, FromAgent, Hello, Mes
 from unbroken.link.progress import Progress, ProgressPage
 
 _RETRY_SECONDS = 1.0
-_RECORDER_JOIN = 2.0
+JOIN_SECONDS = 2.0
+"""For how long a thread is waited for, where no deadline comes sooner."""
 
 
 @dataclass
@@ -78,10 +79,10 @@ class Session:
         self._recorder = Recorder()
         self._server = LinkServer(socket, self._serve, lambda error: post(ThreadFailed(error)))
 
-    def close(self) -> None:
-        """End the threads and connections."""
-        self._server.close()
-        self._recorder.close(_RECORDER_JOIN)
+    def close(self, timeout: float = JOIN_SECONDS) -> None:
+        """End the connections and the threads; one that hangs in the store is left behind after ``timeout`` seconds."""
+        self._server.close(timeout)
+        self._recorder.close(timeout)
 
     @property
     def claim(self) -> Claim | None:

@@ -10,22 +10,21 @@ from contextlib import ExitStack, contextmanager
 from unbroken.agent.claims import Claims
 from unbroken.agent.deadline import backoff
 from unbroken.agent.display import choose_display
+from unbroken.agent.ending import Ending
 from unbroken.agent.events import Mailbox, NoticeHeard, SignalHeard, signals_to
 from unbroken.agent.interruption import Interruption
 from unbroken.agent.options import AgentOptions
 from unbroken.agent.outcome import Decision, Facts, Limits, decide
 from unbroken.agent.process_tree import ChildTree
 from unbroken.agent.runtime import AgentStatus, RuntimeFolder
-from unbroken.agent.session import Session
+from unbroken.agent.session import JOIN_SECONDS, Session
 from unbroken.agent.view import View
-from unbroken.agent.watch import Surroundings, Watch
+from unbroken.agent.watch import TICK, Surroundings, Watch
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
 from unbroken.errors import EXIT_INTERRUPTED
 from unbroken.journal import Origin
 from unbroken.link.messages import EVERY_VARIABLE, RUN_VARIABLE, SOCKET_VARIABLE
 from unbroken.notice import default_sources
-
-_TICK = 0.5
 
 
 def supervise(options: AgentOptions, command: Sequence[str], *, clock: Clock = SYSTEM_CLOCK) -> int:
@@ -86,15 +85,16 @@ class _Supervisor:
             try:
                 watch = Watch(around, tree, session)
                 watch.follow(tree.ended)
-                watch.settle()
-                facts = watch.facts(restarts=self._restarts, fruitless=self._fruitless)
+                ending = Ending(around, tree, session, watch)
+                ending.settle()
+                facts = ending.facts(restarts=self._restarts, fruitless=self._fruitless)
                 decision = decide(facts, Limits(options.max_restarts, options.no_progress_limit))
                 self._count(facts)
-                return watch.conclude(decision, facts)
+                return ending.conclude(decision, facts)
             finally:
                 tree.clear(0.0 if tree.ended() else options.leftover_grace)
         finally:
-            session.close()
+            session.close(around.interruption.bounded(JOIN_SECONDS))
 
     def _count(self, facts: Facts) -> None:
         self._fruitless = 0 if facts.committed else self._fruitless + 1
@@ -110,7 +110,7 @@ class _Supervisor:
         deadline = clock.monotonic() + seconds
         while (left := deadline - clock.monotonic()) > 0:
             self._around.display.show(View(phase=f"restart in {format_duration(left)}"))
-            event = self._around.mailbox.take(min(left, _TICK))
+            event = self._around.mailbox.take(min(left, TICK))
             if isinstance(event, SignalHeard | NoticeHeard):
                 text = "interrupted while waiting for a restart"
                 self._around.display.say(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,27 +20,23 @@ from unbroken.agent.events import (
     ThreadFailed,
     Told,
     Trouble,
-    Woken,
 )
 from unbroken.agent.interruption import Interruption
 from unbroken.agent.options import AgentOptions
-from unbroken.agent.outcome import Decision, Facts
 from unbroken.agent.process_tree import Tree
 from unbroken.agent.runtime import AgentStatus, RuntimeFolder, TrainerStatus
-from unbroken.agent.session import JournalFacts, Session
+from unbroken.agent.session import Session
 from unbroken.agent.view import SpeedMeter, View
 from unbroken.clock import Clock, format_duration
-from unbroken.errors import FencedError, UnbrokenError
 from unbroken.journal import Origin
-from unbroken.journal.events import Advisory, AttemptEnded, Notice
+from unbroken.journal.events import Advisory, Notice
 from unbroken.link.messages import Advice, Bye, Committed, Restored, SaveFailed, SignalReceived, Stop, Stopping
 from unbroken.notice import InterruptionNotice
 
 T = TypeVar("T")
 
-_TICK = 0.5
-_SETTLE_SECONDS = 2.0
-_LAST_WORD_SECONDS = 10.0
+TICK = 0.5
+"""Seconds between two looks at how things stand where nothing happens."""
 _DURABLE_LINE_SECONDS = 30.0
 
 
@@ -74,98 +69,19 @@ class Watch:
         self._speed = SpeedMeter()
         self._terminated = False
         self._durable_said_at = -_DURABLE_LINE_SECONDS
-        self._journal_problem = ""
+        self._recorded: tuple[int, InterruptionNotice] | None = None
+        """The notice that was last written to the journal, and for which attempt."""
 
     def follow(self, over: Callable[[], bool]) -> None:
         """Serve the trainers, pass notices on and enforce the deadline until ``over()``."""
         while not over():
-            self._turn(_TICK)
+            self.turn(TICK)
 
-    def settle(self) -> None:
-        """End what the command left behind and take in what was still on its way."""
-        survivors = self._tree.clear(
-            self._around.interruption.bounded(self._around.options.leftover_grace, by_kill=True)
-        )
-        if survivors:
-            self._say(f"processes {survivors} do not die, even of SIGKILL")
-        deadline = self._around.clock.monotonic() + _SETTLE_SECONDS
-        while self._session.connected() and self._around.clock.monotonic() < deadline:
-            self._turn(0.05)
-        self._turn(0)
+    def enter(self, phase: str) -> None:
+        """Show from now on what is being done instead of steps."""
+        self._view = replace(self._view, phase=phase)
 
-    def facts(self, *, restarts: int, fruitless: int) -> Facts:
-        """What is known about the end; asks the journal.
-
-        Args:
-            restarts: restarts in place so far.
-            fruitless: starts by this agent, just before this one and in a row, that committed nothing.
-        """
-        known, journal = self._ask_journal()
-        heard = self._session.heard()
-        progress = heard.progress
-        step = progress.step if progress else -1
-        here = 0 if journal.committed else fruitless + 1
-        return Facts(
-            returncode=self._tree.returncode,
-            said_hello=heard.hellos > 0,
-            journal_known=known,
-            finished=journal.finished_step >= max(0, step),
-            finished_step=journal.finished_step,
-            committed=journal.committed,
-            durable_step=journal.durable_step,
-            fenced=heard.fenced or journal.fenced,
-            without_progress=max(here, journal.without_progress),
-            notice=self._around.interruption.announced,
-            byes=heard.byes,
-            refused=heard.refused,
-            restarts=restarts,
-            step=step,
-            until=progress.until if progress else -1,
-        )
-
-    def conclude(self, decision: Decision, facts: Facts) -> Decision:
-        """Write the end to the journal and say it; the decision changes where the journal says that we are fenced."""
-        claim = self._session.claim
-        refused = facts.refused is not None and facts.refused.kind == "no-progress"  # its end is written already
-        if claim is not None and facts.journal_known and not facts.fenced and not refused:
-            future = self._session.record(AttemptEnded(decision.cause, facts.step, decision.text))
-            if future is not None and not self._await(future, _LAST_WORD_SECONDS):
-                self._say("the end of the attempt could not be written to the journal in time")
-            if self._session.heard().fenced:
-                decision = Decision(FencedError.exit_code, "failed", "another attempt owns this run")
-        attempt = f"attempt {claim.lease.attempt}" if claim is not None else "the command"
-        self._say(f"{attempt} ended: {decision.text}")
-        return decision
-
-    def _ask_journal(self) -> tuple[bool, JournalFacts]:
-        future = self._session.ask_journal(self._around.options.store_patience)
-        if future is None:
-            return True, JournalFacts()
-        self._view = replace(self._view, phase="reading the journal")
-        if self._await(future, self._around.options.store_patience):
-            try:
-                return True, future.result()
-            except FencedError:
-                return True, JournalFacts(fenced=True)
-            except UnbrokenError as error:
-                self._say(f"the journal cannot be read: {error}")
-                return False, self._session.last_known()
-        self._say("the store does not answer")
-        return False, self._session.last_known()
-
-    def _await(self, future: Future[T], seconds: float) -> bool:
-        """Go on with the main loop until the future is done: False after ``seconds`` or at the deadline."""
-        clock = self._around.clock
-        deadline = clock.monotonic() + seconds
-        future.add_done_callback(lambda _: self._around.mailbox.post(Woken()))
-        while not future.done():
-            left = self._around.interruption.bounded(deadline - clock.monotonic())
-            if left <= 0:
-                return False
-            self._turn(min(left, _TICK))
-        return True
-
-    def _turn(self, longest: float) -> None:
+    def turn(self, longest: float) -> None:
         """Wait for something to happen, deal with it, press where the deadline wants it, and show how things stand."""
         change = self._around.interruption.next_change()
         event = self._around.mailbox.take(longest if change is None else min(longest, change))
@@ -215,9 +131,11 @@ class Watch:
             self._tree.terminate()
 
     def _record_notice(self) -> None:
-        notice = self._around.interruption.notice
-        if notice is not None:
-            self._session.record(Notice(notice.source, notice.reason, notice.deadline))
+        notice, claim = self._around.interruption.notice, self._session.claim
+        if notice is None or claim is None or self._recorded == (claim.lease.attempt, notice):
+            return
+        self._recorded = (claim.lease.attempt, notice)
+        self._session.record(Notice(notice.source, notice.reason, notice.deadline))
 
     def _admitted(self, admitted: Admitted) -> None:
         if not admitted.first:

@@ -1,0 +1,118 @@
+"""What comes after a command's end: clearing up, asking the journal, and the last entry of the attempt."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TypeVar
+
+from unbroken.agent.events import Woken
+from unbroken.agent.outcome import Decision, Facts
+from unbroken.agent.process_tree import Tree
+from unbroken.agent.session import JournalFacts, Session
+from unbroken.agent.watch import TICK, Surroundings, Watch
+from unbroken.errors import FencedError, UnbrokenError
+from unbroken.journal.events import AttemptEnded
+from unbroken.journal.state import NO_PROGRESS
+
+T = TypeVar("T")
+
+_SETTLE_SECONDS = 2.0
+_LAST_WORD_SECONDS = 10.0
+
+
+class Ending:
+    """The end of one start. Signals and notices are still heard meanwhile, and no wait outlasts the deadline.
+
+    Args:
+        watch: what followed the start.
+    """
+
+    def __init__(self, around: Surroundings, tree: Tree, session: Session, watch: Watch) -> None:
+        self._around = around
+        self._tree = tree
+        self._session = session
+        self._watch = watch
+
+    def settle(self) -> None:
+        """End what the command left behind and take in what was still on its way."""
+        survivors = self._tree.clear(
+            self._around.interruption.bounded(self._around.options.leftover_grace, by_kill=True)
+        )
+        if survivors:
+            self._around.display.say(f"processes {survivors} do not die, even of SIGKILL")
+        deadline = self._around.clock.monotonic() + _SETTLE_SECONDS
+        while self._session.connected() and self._around.clock.monotonic() < deadline:
+            self._watch.turn(0.05)
+        self._watch.turn(0)
+
+    def facts(self, *, restarts: int, fruitless: int) -> Facts:
+        """What is known about the end; asks the journal.
+
+        Args:
+            restarts: restarts in place so far.
+            fruitless: starts by this agent, just before this one and in a row, that committed nothing.
+        """
+        known, journal = self._ask_journal()
+        heard = self._session.heard()
+        progress = heard.progress
+        step = progress.step if progress else -1
+        here = 0 if journal.committed else fruitless + 1
+        return Facts(
+            returncode=self._tree.returncode,
+            said_hello=heard.hellos > 0,
+            journal_known=known,
+            finished=journal.finished_step >= max(0, step),
+            finished_step=journal.finished_step,
+            committed=journal.committed,
+            durable_step=journal.durable_step,
+            fenced=heard.fenced or journal.fenced,
+            without_progress=max(here, journal.without_progress),
+            notice=self._around.interruption.announced,
+            byes=heard.byes,
+            refused=heard.refused,
+            restarts=restarts,
+            step=step,
+            until=progress.until if progress else -1,
+        )
+
+    def conclude(self, decision: Decision, facts: Facts) -> Decision:
+        """Write the end to the journal and say it; the decision changes where the journal says that we are fenced."""
+        claim = self._session.claim
+        refused = facts.refused is not None and facts.refused.kind == NO_PROGRESS  # written already
+        if claim is not None and facts.journal_known and not facts.fenced and not refused:
+            future = self._session.record(AttemptEnded(decision.cause, facts.step, decision.text))
+            if future is not None and not self._await(future, _LAST_WORD_SECONDS):
+                self._around.display.say("the end of the attempt could not be written to the journal in time")
+            if self._session.heard().fenced:
+                decision = Decision(FencedError.exit_code, "failed", "another attempt owns this run")
+        attempt = f"attempt {claim.lease.attempt}" if claim is not None else "the command"
+        self._around.display.say(f"{attempt} ended: {decision.text}")
+        return decision
+
+    def _ask_journal(self) -> tuple[bool, JournalFacts]:
+        future = self._session.ask_journal(self._around.options.store_patience)
+        if future is None:
+            return True, JournalFacts()
+        self._watch.enter("reading the journal")
+        if self._await(future, self._around.options.store_patience):
+            try:
+                return True, future.result()
+            except FencedError:
+                return True, JournalFacts(fenced=True)
+            except UnbrokenError as error:
+                self._around.display.say(f"the journal cannot be read: {error}")
+                return False, self._session.last_known()
+        self._around.display.say("the store does not answer")
+        return False, self._session.last_known()
+
+    def _await(self, future: Future[T], seconds: float) -> bool:
+        """Go on with the main loop until the future is done: False after ``seconds`` or at the deadline."""
+        clock = self._around.clock
+        deadline = clock.monotonic() + seconds
+        future.add_done_callback(lambda _: self._around.mailbox.post(Woken()))
+        while not future.done():
+            left = self._around.interruption.bounded(deadline - clock.monotonic())
+            if left <= 0:
+                return False
+            self._watch.turn(min(left, TICK))
+        return True

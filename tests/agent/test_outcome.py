@@ -1,0 +1,111 @@
+"""The exit contract, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from unbroken.agent.outcome import Decision, Facts, Limits, decide, describe_returncode
+from unbroken.link.messages import Bye, Refused
+
+LIMITS = Limits(max_restarts=100, no_progress=5)
+FINISHED = Facts(returncode=0, finished=True, finished_step=10, durable_step=10, committed=True, step=10, until=10)
+RUNNING = Facts(returncode=0, durable_step=7, committed=True, step=8, until=10)
+SILENT = Facts(returncode=0, said_hello=False, without_progress=1)
+
+
+def failed(error: str) -> tuple[Bye, ...]:
+    return (Bye("failed", 3, error, "made to fail", 1),)
+
+
+@pytest.mark.parametrize(
+    ("facts", "code", "cause", "text"),
+    [
+        (FINISHED, 0, "finished", "finished at step 10 and durable"),
+        (replace(FINISHED, notice=True), 0, "finished", "finished at step 10"),
+        (replace(FINISHED, returncode=3), 1, "failed", "but the command failed afterwards (exit code 3)"),
+        (replace(FINISHED, returncode=3, notice=True), 75, "interrupted", "in what it does afterwards"),
+        (replace(FINISHED, returncode=None, byes=(Bye("finished", 10),)), 0, "finished", "finished"),
+        (replace(FINISHED, fenced=True), 11, "failed", "another attempt owns this run"),
+        (replace(RUNNING, notice=True), 75, "interrupted", "step 7 is durable"),
+        (replace(RUNNING, notice=True, returncode=1), 75, "interrupted", "step 7 is durable"),
+        (replace(RUNNING, notice=True, returncode=-9), 75, "interrupted", "step 7 is durable"),
+        (replace(RUNNING, notice=True, committed=False), 75, "interrupted", "saved by this attempt; step 7"),
+        (replace(RUNNING, notice=True, durable_step=-1), 75, "interrupted", "no checkpoint was ever saved"),
+        (replace(RUNNING, notice=True, fenced=True), 11, "failed", "another attempt owns this run"),
+        (RUNNING, 1, "left", "before step 10; call run.finish()"),
+        (replace(RUNNING, returncode=75), None, "crashed", "exit code 75"),
+        (replace(RUNNING, returncode=3), None, "crashed", "exit code 3"),
+        (replace(RUNNING, returncode=127), None, "crashed", "exit code 127"),
+        (replace(RUNNING, returncode=-9), None, "crashed", "killed by signal 9 (SIGKILL)"),
+        (replace(RUNNING, returncode=None), None, "crashed", "the process is gone"),
+        (replace(RUNNING, returncode=None, byes=(Bye("left", 8),)), 1, "left", "before step 10"),
+        (replace(RUNNING, returncode=1, byes=failed("RuntimeError")), None, "failed", "RuntimeError: made to fail"),
+        (replace(RUNNING, returncode=1, byes=failed("StoreError")), None, "failed", "StoreError: made to fail"),
+        (replace(RUNNING, returncode=1, byes=failed("ConfigError")), 78, "failed", "ConfigError: made to fail"),
+        (replace(RUNNING, returncode=1, byes=failed("NotFoundError")), 10, "failed", "made to fail"),
+        (replace(RUNNING, returncode=1, byes=failed("FencedError")), 11, "failed", "another attempt"),
+        (replace(RUNNING, returncode=1, byes=failed("DamagedError")), 12, "failed", "made to fail"),
+        (replace(RUNNING, returncode=1, byes=failed("FormatError")), 13, "failed", "made to fail"),
+        (replace(RUNNING, returncode=1, byes=failed("MismatchError")), 14, "failed", "made to fail"),
+        (replace(RUNNING, returncode=1, byes=failed("AccessError")), 77, "failed", "made to fail"),
+        (replace(RUNNING, returncode=1, byes=failed("MismatchError"), notice=True), 75, "interrupted", "durable"),
+        (SILENT, 0, "finished", "never opened a Run"),
+        (replace(SILENT, returncode=3), None, "crashed", "exit code 3"),
+        (replace(SILENT, notice=True), 75, "interrupted", "no checkpoint was ever saved"),
+        (replace(RUNNING, returncode=1, without_progress=4), None, "crashed", "exit code 1"),
+        (
+            replace(RUNNING, returncode=1, without_progress=5), 1, "stopped-no-progress",
+            "5 attempts in a row committed no checkpoint; the last one: exit code 1",
+        ),
+        (replace(RUNNING, returncode=1, restarts=99), None, "crashed", "exit code 1"),
+        (replace(RUNNING, returncode=1, restarts=100), 1, "crashed", "stopped after 100 restarts"),
+    ],
+)  # fmt: skip
+def test_exit_contract(facts: Facts, code: int | None, cause: str, text: str) -> None:
+    decision = decide(facts, LIMITS)
+    assert (decision.exit_code, decision.cause) == (code, cause)
+    assert text in decision.text
+    assert decision.restart == (code is None)
+
+
+@pytest.mark.parametrize(
+    ("refused", "code", "cause"),
+    [
+        (Refused("ConfigError", "no such scheme", "uri"), 78, "failed"),
+        (Refused("AccessError", "denied"), 77, "failed"),
+        (Refused("FencedError", "replaced"), 11, "failed"),
+        (Refused("StoreError", "ignores conditions", "create-only"), 74, "failed"),
+        (Refused("UnbrokenError", "stopped", "stopped-no-progress"), 1, "stopped-no-progress"),
+        (Refused("StoreError", "the storage is away", "unavailable"), None, "failed"),
+    ],
+)
+@pytest.mark.parametrize("returncode", [0, 1])
+def test_refusal_decides_whatever_the_command_made_of_it(
+    refused: Refused, code: int | None, cause: str, returncode: int
+) -> None:
+    decision = decide(Facts(returncode=returncode, refused=refused, without_progress=1), LIMITS)
+    assert (decision.exit_code, decision.cause) == (code, cause)
+
+
+def test_first_failure_of_several_ranks_decides() -> None:
+    byes = failed("MismatchError") + failed("ConfigError")
+    assert decide(replace(RUNNING, returncode=1, byes=byes), LIMITS).exit_code == 14
+
+
+def test_without_the_store_the_command_is_believed_and_that_is_said() -> None:
+    unknown = replace(RUNNING, journal_known=False)
+    assert decide(replace(unknown, byes=(Bye("finished", 10),)), LIMITS) == Decision(
+        0, "finished", "training is finished and durable (the store does not answer; judged by the command alone)"
+    )
+    assert decide(unknown, LIMITS).exit_code == 1
+    assert decide(replace(unknown, notice=True), LIMITS).exit_code == 75
+    assert decide(replace(unknown, returncode=3), LIMITS).restart
+
+
+def test_returncodes_are_named() -> None:
+    assert describe_returncode(3) == "exit code 3"
+    assert describe_returncode(-15) == "killed by signal 15 (SIGTERM)"
+    assert describe_returncode(-99) == "killed by signal 99"
+    assert describe_returncode(None) == "the process is gone"

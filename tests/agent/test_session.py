@@ -1,0 +1,182 @@
+"""Trainers and agent on a real socket with a real journal, in one process."""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from unbroken.agent.claims import Claims
+from unbroken.agent.events import Admitted, Departed, Event, Fenced, Told, Trouble
+from unbroken.agent.session import Session
+from unbroken.clock import SYSTEM_CLOCK
+from unbroken.journal import Journal, Origin
+from unbroken.journal.events import CheckpointCommitted, Note
+from unbroken.link.channel import Channel, connect
+from unbroken.link.messages import PROTOCOL, Advice, Bye, Committed, Hello, Message, Refused, Stop, Welcome
+from unbroken.store import open_store
+
+STOP = Stop("ec2", "terminate", 2_000_000_000.0)
+
+
+class Node:
+    """A session and what it posted."""
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self.uri = uri
+        self.events: queue.Queue[Event] = queue.Queue()
+        self.claims = Claims(Origin("here", 1), ["train"], 5, SYSTEM_CLOCK)
+        self.session = Session(folder / "agent.sock", self.claims, self.events.put, SYSTEM_CLOCK)
+        self.path = folder / "agent.sock"
+        self.channels: list[Channel] = []
+
+    def join(self, **fields: object) -> tuple[Channel, Message]:
+        """Connect a trainer; its channel and the agent's answer."""
+        channel = connect(self.path, timeout=10)
+        self.channels.append(channel)
+        given = {"protocol": PROTOCOL, "uri": self.uri, "pid": 1, **fields}
+        channel.send(Hello(**given))  # type: ignore[arg-type]
+        return channel, next(channel.messages())
+
+    def until(self, kind: type[Event]) -> Event:
+        while True:
+            event = self.events.get(timeout=10)
+            if isinstance(event, kind):
+                return event
+
+    def close(self) -> None:
+        for channel in self.channels:
+            channel.close()
+        self.session.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with tempfile.TemporaryDirectory(prefix="ub-") as folder:
+        node = Node(Path(folder), str(tmp_path / "run"))
+        yield node
+        node.close()
+
+
+def journal(node: Node) -> Journal:
+    return Journal.open(open_store(node.uri))
+
+
+def test_ranks_of_one_start_share_one_attempt(node: Node) -> None:
+    _, first = node.join(rank=0)
+    _, second = node.join(rank=1)
+    assert isinstance(first, Welcome)
+    assert second == first
+    assert list(journal(node).state.attempts) == [1]
+    assert [hello.rank for hello in node.session.trainers()] == [0, 1]
+
+
+def test_trainers_that_come_after_the_others_left_are_a_new_attempt(node: Node) -> None:
+    channel, _ = node.join()
+    channel.send(Bye("failed", 4, "RuntimeError", "made to fail", 1))
+    channel.close()
+    node.until(Departed)
+    _, answer = node.join(pid=2)
+    assert isinstance(answer, Welcome)
+    assert answer.attempt == 2
+    state = journal(node).state
+    assert state.attempts[1].ended is not None
+    assert state.attempts[1].ended.cause == "failed"
+    assert node.session.heard().byes == ()
+
+
+def test_attempt_of_a_dead_agent_is_adopted(node: Node) -> None:
+    run = Journal.create(open_store(node.uri, create=True))
+    lease = run.claim(Origin("here", 9))
+    _, answer = node.join(attempt=lease.attempt, claim=lease.claim)
+    assert answer == Welcome(lease.attempt, lease.claim)
+    assert list(journal(node).state.attempts) == [1]
+
+
+def test_replaced_attempt_is_not_adopted(node: Node) -> None:
+    run = Journal.create(open_store(node.uri, create=True))
+    lease = run.claim(Origin("here", 9))
+    run.claim(Origin("elsewhere", 9))
+    _, answer = node.join(attempt=lease.attempt, claim=lease.claim)
+    assert isinstance(answer, Refused)
+    assert (answer.error, answer.kind) == ("FencedError", "fenced")
+
+
+def test_second_run_of_one_command_is_refused(node: Node, tmp_path: Path) -> None:
+    node.join()
+    _, answer = node.join(uri=str(tmp_path / "other"))
+    assert isinstance(answer, Refused)
+    assert (answer.error, answer.kind) == ("ConfigError", "second-run")
+
+
+def test_other_protocol_is_refused(node: Node) -> None:
+    _, answer = node.join(protocol=99)
+    assert isinstance(answer, Refused)
+    assert answer.kind == "protocol"
+    assert node.session.heard().refused == answer
+
+
+def test_stop_reaches_every_trainer_also_one_that_comes_later(node: Node) -> None:
+    assert not node.session.stop(STOP)
+    late, answer = node.join()
+    assert isinstance(answer, Welcome)
+    assert next(late.messages()) == STOP
+    earlier = Stop("sigterm", "now", 1_900_000_000.0)
+    assert node.session.stop(earlier)
+    assert next(late.messages()) == earlier
+
+
+def test_advice_reaches_connected_trainers(node: Node) -> None:
+    channel, _ = node.join()
+    node.until(Admitted)
+    node.session.advise(Advice("ec2", "rebalance"))
+    assert next(channel.messages()) == Advice("ec2", "rebalance")
+
+
+def test_what_trainers_say_is_passed_on(node: Node) -> None:
+    channel, _ = node.join(rank=1)
+    channel.send(Committed(7, 0.5, 0.1, 100))
+    assert node.until(Told) == Told(1, Committed(7, 0.5, 0.1, 100))
+    channel.close()
+    node.until(Departed)
+    assert not node.session.connected()
+
+
+def test_nonsense_on_the_link_is_said_and_harms_nobody_else(node: Node) -> None:
+    sound, _ = node.join()
+    broken = connect(node.path, timeout=10)
+    node.channels.append(broken)
+    broken._socket.sendall(b"nonsense\n")
+    trouble = node.until(Trouble)
+    assert isinstance(trouble, Trouble)
+    assert "is no message of the link" in trouble.text
+    sound.send(Committed(1, 0.0, 0.0, 0))
+    node.until(Told)
+
+
+def test_journal_facts_tell_own_commits_from_earlier_ones(node: Node) -> None:
+    run = Journal.create(open_store(node.uri, create=True))
+    earlier = run.claim(Origin("here", 9))
+    run.append(CheckpointCommitted(5, "m5", "0" * 64, 1, 1), Origin("here", 9), earlier)
+    node.join()
+    future = node.session.ask_journal(1.0)
+    assert future is not None
+    facts = future.result(10)
+    assert (facts.durable_step, facts.committed, facts.without_progress) == (5, False, 1)
+    claim = node.session.claim
+    assert claim is not None
+    claim.append(CheckpointCommitted(6, "m6", "0" * 64, 1, 1))
+    assert node.session.last_known().committed
+
+
+def test_fenced_record_is_posted_and_remembered(node: Node) -> None:
+    node.join()
+    journal(node).claim(Origin("elsewhere", 9))
+    future = node.session.record(Note("test", "too late"))
+    assert future is not None
+    future.result(10)
+    node.until(Fenced)
+    assert node.session.heard().fenced

@@ -1,0 +1,75 @@
+"""The verb ``run``, as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def unbroken(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "unbroken", *arguments],
+        env={**os.environ, "AWS_EC2_METADATA_DISABLED": "true", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_command_gets_its_arguments_its_environment_and_its_output() -> None:
+    script = 'echo "$UNBROKEN_RUN|$UNBROKEN_EVERY|${UNBROKEN_SOCKET##*/}|$1"'
+    result = unbroken("run", "--uri", "/tmp/r", "--every", "10min", "--", "sh", "-c", script, "sh", "--grace")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "/tmp/r|10min|agent.sock|--grace\n"
+    assert "never opened a Run" in result.stderr
+
+
+def test_command_needs_no_dashes_before_it() -> None:
+    assert unbroken("run", "sh", "-c", "exit 0").returncode == 0
+
+
+def test_no_command_is_a_configuration_error_with_a_hint() -> None:
+    result = unbroken("run")
+    assert result.returncode == 78
+    assert "unbroken run -- python train.py" in result.stderr
+
+
+def test_command_that_is_not_there_ends_with_78_and_its_name() -> None:
+    result = unbroken("run", "--", "no-such-command")
+    assert result.returncode == 78
+    assert "'no-such-command' cannot be started: No such file or directory" in result.stderr
+
+
+def test_file_that_is_not_executable_ends_with_78(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("print()")
+    result = unbroken("run", "--", str(script))
+    assert result.returncode == 78
+    assert "Permission denied" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--grace", "soon"], ["--max-restarts", "-1"], ["--no-progress-limit", "0"], ["--price", "-1"], ["--nonsense"]],
+)
+def test_wrong_options_end_with_78(arguments: list[str]) -> None:
+    assert unbroken("run", *arguments, "--", "true").returncode == 78
+
+
+def test_max_restarts_bounds_the_restarts() -> None:
+    result = unbroken("run", "--max-restarts", "0", "--", "sh", "-c", "exit 3")
+    assert result.returncode == 1
+    assert "stopped after 0 restarts; the last end: exit code 3" in result.stderr
+
+
+def test_run_imports_no_torch() -> None:
+    script = "import sys, unbroken.cli.run, unbroken.agent.supervisor; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
