@@ -4,9 +4,11 @@ GPT_STEPS, GPT_WIDTH, GPT_LAYERS, GPT_CONTEXT and GPT_BATCH in the environment c
 """
 
 import os
+import random
 import zlib
 from pathlib import Path
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,6 +69,8 @@ class GPT(nn.Module):
 
 
 torch.set_num_threads(1)  # the same sums in the same order, however many cores a machine has
+random.seed(1)
+numpy.random.seed(1)
 torch.manual_seed(1)
 
 text = read_text()

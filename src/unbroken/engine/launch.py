@@ -18,8 +18,8 @@ from unbroken.clock import Clock
 from unbroken.errors import NotFoundError, UnbrokenError
 
 LAUNCH_VARIABLE = "UNBROKEN_LAUNCH"
-"""Environment variable that marks every process of a launch. Children inherit it, so a process whose parents are dead is
-still known to belong here, which no process group or tree can tell."""
+"""Environment variable that marks every process of a launch. Children inherit it, so a process whose parents are dead
+is still known to belong here, which no process group or tree can tell."""
 
 _KILL_SECONDS = 10.0
 _LOG_TAIL = 4000
@@ -32,7 +32,8 @@ class Launch:
         number: counted from 1.
         arguments: what follows ``python -m unbroken run``.
         environment: of the agent.
-        folder: made here, for the log and the runtime folder ``runtime_dir`` of this launch.
+        log: file for what agent and command print.
+        runtime_dir: where the agent puts its socket and status.
         clock: for ``started_at`` and ``ended_at``, wall-clock seconds.
     """
 

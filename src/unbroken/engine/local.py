@@ -101,8 +101,8 @@ class LocalEngine:
             the launches, all ended, in order; the last one left with 0.
 
         Raises:
-            ChildError: an agent left with a code that means "do not start again" (kind ``exit``), or there were too many starts
-                (kind ``starts``), or the time is up (kind ``timeout``).
+            ChildError: an agent left with a code that means "do not start again" (kind ``exit``), or there were too
+                many starts (kind ``starts``), or the time is up (kind ``timeout``).
         """
         self._logs.mkdir(parents=True, exist_ok=True)
         deadline = self._clock.monotonic() + self._timeout
@@ -142,8 +142,7 @@ class LocalEngine:
 
     def _check_again(self, launch: Launch) -> None:
         """Return where the contract allows another start."""
-        code = launch.returncode
-        assert code is not None
+        code = launch.returncode or 0
         if code != EXIT_INTERRUPTED and code > 0:
             raise ChildError(f"{self._name} ended with {code}", returncode=code, kind="exit", hint=self._seen(launch))
         if launch.number >= self._max_starts:

@@ -1,0 +1,257 @@
+"""Comparing two runs' final checkpoints and logged values, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from unbroken.checkpoint import (
+    Manifest,
+    TensorRecord,
+    TensorRef,
+    decode_tree,
+    encode_tree,
+    load_manifest,
+    read_metrics,
+    read_tensors,
+)
+from unbroken.errors import NotFoundError
+from unbroken.journal import CheckpointRecord, Journal
+
+LOGGED = "logged values"
+GENERATORS = "rng"
+"""Name in the state under which a run keeps the random number generators of Python, NumPy and torch."""
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One thing that differs. ``group`` is the name in the run's ``state``, ``name`` the path within."""
+
+    group: str
+    name: str
+    text: str
+
+
+class Group(msgspec.Struct):
+    """What was compared under one name of the state. ``values`` are numbers and words that are no tensors."""
+
+    name: str
+    tensors: int = 0
+    values: int = 0
+    bytes: int = 0
+    differences: int = 0
+
+
+class Comparison(msgspec.Struct):
+    """All that was compared, and every difference."""
+
+    groups: list[Group]
+    differences: list[Difference]
+    unseeded: list[str] = []
+    """Random number generators that began differently in the two trainings and were never used by either: each kept
+    its state from its run's first checkpoint to the last, through every interruption. The resume is exact there."""
+
+    @property
+    def identical(self) -> bool:
+        return not self.differences
+
+    @property
+    def tensors(self) -> int:
+        return sum(group.tensors for group in self.groups)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of tensors in one of the two checkpoints."""
+        return sum(group.bytes for group in self.groups)
+
+    @property
+    def logged(self) -> int:
+        """Logged values of one of the two runs."""
+        return sum(group.values for group in self.groups if group.name == LOGGED)
+
+
+def final_checkpoint(journal: Journal) -> CheckpointRecord:
+    """The checkpoint with which a run finished.
+
+    Raises:
+        NotFoundError: the run did not finish, or has no checkpoint of its last step.
+    """
+    step = journal.state.finished_step
+    for record in reversed(journal.state.checkpoints):
+        if step is not None and record.step == step:
+            return record
+    raise NotFoundError(f"{journal.store.uri} has no final checkpoint: the run is not finished", kind="unfinished")
+
+
+def compare_runs(first: Journal, second: Journal) -> Comparison:
+    """Compare the final states and logged values of two finished runs.
+
+    Every tensor byte of both is read and verified.
+
+    Raises:
+        NotFoundError: a run is not finished.
+        DamagedError: a checkpoint's bytes disagree with their digests.
+    """
+    one, other = final_checkpoint(first), final_checkpoint(second)
+    work = _Work()
+    if one.step != other.step:
+        work.differ("step", "", f"{one.step} and {other.step}")
+    manifests = load_manifest(first.store, one), load_manifest(second.store, other)
+    for name in manifests[0].state:
+        work.group(str(name))  # in the order in which the run names its state
+    _compare_values(work, *manifests)
+    _compare_tensors(work, first, manifests[0], second, manifests[1])
+    _compare_logged(work, read_metrics(first.store, first.state, one), read_metrics(second.store, second.state, other))
+    return Comparison(list(work.groups.values()), work.differences)
+
+
+class _Work:
+    def __init__(self) -> None:
+        self.groups: dict[str, Group] = {}
+        self.differences: list[Difference] = []
+
+    def group(self, name: str) -> Group:
+        return self.groups.setdefault(name, Group(name))
+
+    def differ(self, group: str, name: str, text: str) -> None:
+        self.differences.append(Difference(group, name, text))
+        self.group(group).differences += 1
+
+    def forgive(self, generators: list[str]) -> None:
+        """Take back the differences of these generators."""
+        kept = [one for one in self.differences if one.group != GENERATORS or _generator(one) not in generators]
+        self.group(GENERATORS).differences -= len(self.differences) - len(kept)
+        self.differences = kept
+
+
+def _generator(difference: Difference) -> str:
+    return difference.name.partition("/")[0]
+
+
+def _unused(journal: Journal, final: CheckpointRecord, generator: str) -> bool:
+    """Whether a generator's state never changed between a run's first checkpoint and its final one."""
+    first = journal.state.checkpoints[0]
+    work = _Work()
+    manifests = load_manifest(journal.store, first), load_manifest(journal.store, final)
+    prefix = f"{GENERATORS}/{generator}"
+    _compare_values(work, *manifests, below=prefix)
+    _compare_tensors(work, journal, manifests[0], journal, manifests[1], below=prefix)
+    return first.n != final.n and not work.differences
+
+
+def _below(path: str, prefix: str) -> bool:
+    return not prefix or path == prefix or path.startswith(prefix + "/")
+
+
+def _split(path: str) -> tuple[str, str]:
+    group, _, rest = path.partition("/")
+    return group, rest
+
+
+def _compare_values(work: _Work, first: Manifest, second: Manifest, *, below: str = "") -> None:
+    """Everything that is no tensor. What differs within one container is one difference: generators are long."""
+    one, other = (dict(_leaves(decode_tree(manifest.state), "")) for manifest in (first, second))
+    unequal: dict[str, list[str]] = {}
+    for path in {**one, **other}:
+        if not _below(path, below):
+            continue
+        work.group(_split(path)[0]).values += 1
+        if path not in one or path not in other or not same_bits(one[path], other[path]):
+            unequal.setdefault(path.rpartition("/")[0], []).append(path)
+    for container, paths in unequal.items():
+        group, name = _split(paths[0] if len(paths) == 1 else container)
+        more = "" if len(paths) == 1 else f"{len(paths)} values differ, the first is {paths[0].rpartition('/')[2]}: "
+        work.differ(group, name, f"{more}{_shown(one, paths[0])} and {_shown(other, paths[0])}")
+    if not below:
+        _compare_structure(work, first.state, second.state)
+
+
+def _shown(leaves: dict[str, Any], path: str) -> str:
+    return repr(leaves[path]) if path in leaves else "nothing"
+
+
+def _compare_structure(work: _Work, first: Any, second: Any) -> None:
+    """Leaves may agree where a list became a tuple or a dict changed its order: the trees as stored must agree too."""
+    for name in first.keys() & second.keys():
+        if not work.group(name).differences and msgspec.json.encode(first[name]) != msgspec.json.encode(second[name]):
+            work.differ(name, "", "the containers differ in type or order")
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Everything in a state that is no tensor, by path; containers that hold nothing are leaves too."""
+    if isinstance(value, TensorRef):
+        return
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}/{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and value:
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}/{index}" if path else str(index))
+    else:
+        yield path, value
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two values are the same in type and bits, as the format writes them: 0.0 is not -0.0, 1 is not True."""
+    return _stored(one) == _stored(other)
+
+
+def _stored(value: Any) -> bytes:
+    return msgspec.json.encode(encode_tree(value))
+
+
+def _compare_tensors(
+    work: _Work, first: Journal, one: Manifest, second: Journal, other: Manifest, *, below: str = ""
+) -> None:
+    """One tensor at a time: two whole states need not fit into memory."""
+    records = [{record.name: record for record in manifest.tensors} for manifest in (one, other)]
+    for path in {**records[0], **records[1]}:
+        if not _below(path, below):
+            continue
+        group, name = _split(path)
+        pair = records[0].get(path), records[1].get(path)
+        if pair[0] is None or pair[1] is None:
+            work.differ(group, name, f"the tensor is only in the {'second' if pair[0] is None else 'first'}")
+            continue
+        totals = work.group(group)
+        totals.tensors += 1
+        totals.bytes += pair[0].size
+        text = _forms_differ(pair[0], pair[1]) or _bytes_differ(
+            pair[0], read_tensors(first.store, one, [path])[path], read_tensors(second.store, other, [path])[path]
+        )
+        if text:
+            work.differ(group, name, text)
+
+
+def _forms_differ(one: TensorRecord, other: TensorRecord) -> str:
+    forms = [f"{record.dtype}{record.shape}" for record in (one, other)]
+    return "" if forms[0] == forms[1] else f"{forms[0]} and {forms[1]}"
+
+
+def _bytes_differ(record: TensorRecord, one: memoryview, other: memoryview) -> str:
+    if one == other:
+        return ""
+    first, second = bytes(one), bytes(other)
+    unequal = [index for index in range(len(first)) if first[index] != second[index]]
+    return f"{record.dtype}{record.shape}: {len(unequal)} of {len(first)} bytes differ, the first is byte {unequal[0]}"
+
+
+_Curve = dict[str, list[tuple[int, float]]]
+
+
+def _compare_logged(work: _Work, one: _Curve, other: _Curve) -> None:
+    """Each name's curve differs at most once: everything after its first difference follows from that."""
+    for name in {**one, **other}:
+        first, second = one.get(name, []), other.get(name, [])
+        group = work.group(LOGGED)
+        group.values += len(first)
+        if len({step for step, _ in second}) != len(second):
+            work.differ(LOGGED, name, "a step was logged more than once")
+        unequal = [(a, b) for a, b in zip(first, second, strict=False) if a[0] != b[0] or not same_bits(a[1], b[1])]
+        if unequal:
+            (step, value), (other_step, other_value) = unequal[0]
+            at = f"step {step}" if step == other_step else f"steps {step} and {other_step}"
+            work.differ(LOGGED, name, f"{len(unequal)} values differ, the first at {at}: {value!r} and {other_value!r}")
+        elif len(first) != len(second):
+            work.differ(LOGGED, name, f"{len(first)} values and {len(second)}")
