@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.errors import DamagedError, FormatError
-from unbroken.journal import Entry, Event, Origin
+from unbroken.journal import Entry, Event, Origin, RunState
 from unbroken.journal.events import (
     Advisory,
     AttemptClaimed,
@@ -122,8 +122,6 @@ def test_bytes_that_are_no_entry_are_damage(data: bytes) -> None:
 
 
 def test_the_example_of_the_specification_is_read() -> None:
-    from pathlib import Path
-
     specification = Path(__file__).parents[2] / "docs" / "spec" / "journal-v1.md"
     lines = [line for line in specification.read_text().splitlines() if line.startswith('{"n":')]
     entries = [decode_entry(line.encode(), "specification") for line in lines]
@@ -133,4 +131,9 @@ def test_the_example_of_the_specification_is_read() -> None:
     }  # fmt: skip
     for entry, line in zip(entries, lines, strict=True):
         assert encode_entry(entry) == line.encode()
-        assert msgspec.json.decode(line) == json.loads(line)
+    state = RunState()
+    for entry in entries:
+        state.apply(entry)
+    assert [record.step for record in state.checkpoints] == [648, 1000]
+    assert state.finished_step == 1000
+    assert [entry.n for entry in state.ignored] == [9]
