@@ -1,13 +1,15 @@
 """Checkpoints as bytes: manifest, packs, commit, verified reading. Knows nothing of tensors' libraries."""
 
 from unbroken.checkpoint.catalog import newest_first, restore_newest
-from unbroken.checkpoint.manifest import Manifest, PackRecord, Slice, TensorRecord, load_manifest
+from unbroken.checkpoint.committed import load_manifest
+from unbroken.checkpoint.manifest import Manifest, PackRecord, Slice, TensorRecord
 from unbroken.checkpoint.metrics import Metrics, read_metrics
 from unbroken.checkpoint.packs import HostTensor
 from unbroken.checkpoint.reader import read_tensors
+from unbroken.checkpoint.staged import HostState
 from unbroken.checkpoint.tree import Tagged, TensorRef, decode_tree, encode_tree
 from unbroken.checkpoint.verify import Verification, verify_checkpoint
-from unbroken.checkpoint.writer import CheckpointWriter, HostState
+from unbroken.checkpoint.writer import CheckpointWriter
 
 __all__ = [
     "CheckpointWriter",

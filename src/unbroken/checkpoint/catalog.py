@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from unbroken.checkpoint.manifest import Manifest, load_manifest
+from unbroken.checkpoint.committed import load_manifest
+from unbroken.checkpoint.manifest import Manifest
 from unbroken.errors import DamagedError
 from unbroken.journal import CheckpointRecord, RunState
 from unbroken.store import Store
@@ -40,6 +41,9 @@ def restore_newest(
     Raises:
         DamagedError: there are checkpoints, and every one is damaged. Starting again from nothing would throw away
             paid work, so that is a person's decision.
+        FormatError: a newer version wrote it. It is not passed over: going back to an older checkpoint would throw
+            away work that is sound.
+        StoreError: the storage failed, which says nothing of the checkpoint.
     """
     passed_over = 0
     for record in newest_first(state):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Any
 
 import msgspec
 
 from unbroken.checkpoint.dtypes import item_size
-from unbroken.errors import DamagedError, FormatError, NotFoundError
-from unbroken.journal import CheckpointRecord
-from unbroken.store import Store
+from unbroken.errors import NotFoundError
 
 FORMAT = 1
+"""The format that this version writes, and the newest that it reads."""
 
 
 class PackRecord(msgspec.Struct, frozen=True):
@@ -58,6 +56,13 @@ class TensorRecord(msgspec.Struct, frozen=True):
         return math.prod(self.shape) * item_size(self.dtype)
 
 
+class RankRef(msgspec.Struct, frozen=True):
+    """Names a rank record."""
+
+    key: str
+    sha256: str
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """The state of a run after one step."""
 
@@ -74,6 +79,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """The state as a tagged tree (:mod:`unbroken.checkpoint.tree`); tensors in it are names."""
     tensors: list[TensorRecord]
     packs: list[PackRecord]
+    ranks: list[RankRef]
+    """What each rank made durable, by rank: the parts of which ``tensors`` and ``packs`` are made up."""
 
     @property
     def size(self) -> int:
@@ -103,52 +110,3 @@ class RankRecord(msgspec.Struct, frozen=True):
     tensors: list[TensorRecord]
     """``pack`` of their slices indexes this record's packs."""
     packs: list[PackRecord]
-
-
-_DECODER = msgspec.json.Decoder(Manifest)
-
-
-class _Version(msgspec.Struct):
-    format: int
-
-
-def sha256(data: bytes) -> str:
-    """SHA-256 in hex, as the journal names it."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def load_manifest(store: Store, record: CheckpointRecord) -> Manifest:
-    """Read the manifest that a journal entry committed.
-
-    Raises:
-        DamagedError: it is not there, or its bytes are not those that were committed.
-        FormatError: a newer version wrote it.
-    """
-    key = record.event.manifest
-    try:
-        data = store.get(key)
-    except NotFoundError as error:
-        raise DamagedError(
-            f"{key} is missing, though the journal of {store.uri} committed it", kind="missing"
-        ) from error
-    if sha256(data) != record.event.sha256:
-        raise DamagedError(f"{key} in {store.uri} is not what was committed (SHA-256 differs)", kind="manifest")
-    return decode_manifest(data, key)
-
-
-def decode_manifest(data: bytes, key: str) -> Manifest:
-    """Read manifest bytes that were verified.
-
-    Raises:
-        FormatError: a newer version wrote it.
-    """
-    try:
-        version = msgspec.json.decode(data, type=_Version).format
-        if version > FORMAT:
-            raise FormatError(
-                f"{key} has format {version}, and this version reads up to {FORMAT}",
-                kind="newer-format", hint="Install a newer unbroken",
-            )  # fmt: skip
-        return _DECODER.decode(data)
-    except msgspec.MsgspecError as error:
-        raise FormatError(f"{key} is no manifest that this version can read ({error})", kind="manifest") from error

@@ -18,6 +18,8 @@ from unbroken.checkpoint.manifest import PackRecord, Slice, TensorRecord
 PACK_SIZE = 256 << 20
 """Bytes of tensors at which a pack is full; a larger tensor has a pack of its own."""
 _ALIGNMENT = 64
+RESERVED_NAME = "__metadata__"
+"""Means something else in a safetensors header."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ def plan_packs(tensors: Sequence[HostTensor], *, pack_size: int = PACK_SIZE) -> 
     Wide element types come first within a pack, so that every tensor begins at a multiple of its element's size.
     """
     packs: list[list[HostTensor]] = []
-    filled = pack_size
+    room = 0
     for tensor in tensors:
-        if filled and filled + len(tensor.data) > pack_size:
+        if not packs or len(tensor.data) > max(room, 0):
             packs.append([])
-            filled = 0
+            room = pack_size
         packs[-1].append(tensor)
-        filled += len(tensor.data)
+        room -= len(tensor.data)
     return [sorted(pack, key=lambda tensor: -item_size(tensor.dtype)) for pack in packs]
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-from unbroken.checkpoint.digest import CHUNK, digest
-from unbroken.checkpoint.manifest import Manifest, Slice, TensorRecord
+from unbroken.checkpoint.chunks import READERS, Chunk, batch_range, batches, named, tensor_chunks
+from unbroken.checkpoint.digest import digest
+from unbroken.checkpoint.manifest import Manifest, TensorRecord
 from unbroken.errors import DamagedError, NotFoundError
 from unbroken.store import Store
-
-_READERS = 8
 
 
 def read_tensors(
@@ -35,55 +34,52 @@ def read_tensors(
     Raises:
         DamagedError: a pack is missing, ends early, or disagrees with its digests; names tensor and pack.
         NotFoundError: the checkpoint holds no tensor of that name.
+        ValueError: ``allocate`` gave memory of another size.
     """
-    wanted = manifest.tensors if names is None else [manifest.tensor(name) for name in names]
-    make = allocate or (lambda record: memoryview(bytearray(record.size)))
-    memory: dict[str, memoryview] = {}
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="unbroken-read") as pool:
+    wanted = manifest.tensors if names is None else _records(manifest, names)
+    memory = {record.name: _memory(record, allocate) for record in wanted}
+    chunks = [chunk for record in wanted for chunk in tensor_chunks(manifest, record)]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="unbroken-read") as pool:
         futures: list[Future[None]] = []
         try:
-            for record in wanted:
-                memory[record.name] = make(record)
-                for place, piece, number in _chunks(record):
-                    target = memory[record.name][place : place + _chunk_length(piece, number)]
-                    futures.append(pool.submit(_read_chunk, store, manifest, record, piece, number, target))
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
+            futures.extend(pool.submit(_read_batch, store, batch, memory) for batch in batches(chunks))
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done():
+                    future.result()
         finally:
             for future in futures:
                 future.cancel()
     return memory
 
 
-def _chunks(record: TensorRecord) -> Iterable[tuple[int, Slice, int]]:
-    """(place in the tensor's bytes, slice, number of the chunk) of every chunk.
-
-    Version 1 writers of one rank store a tensor whole; its one slice begins at byte 0.
-    """
-    if len(record.slices) != 1 or record.slices[0].shape != record.shape:
-        raise DamagedError(f"the tensor {record.name} is not stored whole", kind="slices")
-    piece = record.slices[0]
-    if piece.length != record.size or len(piece.digests) != -(-piece.length // CHUNK):
-        raise DamagedError(f"the sizes of the tensor {record.name} contradict each other", kind="slices")
-    return ((number * CHUNK, piece, number) for number in range(len(piece.digests)))
+def _records(manifest: Manifest, names: Iterable[str]) -> list[TensorRecord]:
+    by_name = {record.name: record for record in manifest.tensors}
+    return [by_name.get(name) or manifest.tensor(name) for name in dict.fromkeys(names)]
 
 
-def _chunk_length(piece: Slice, number: int) -> int:
-    return min(CHUNK, piece.length - number * CHUNK)
+def _memory(record: TensorRecord, allocate: Callable[[TensorRecord], memoryview] | None) -> memoryview:
+    memory = memoryview(bytearray(record.size)) if allocate is None else allocate(record)
+    if len(memory) != record.size:
+        raise ValueError(f"{record.name} has {record.size} bytes, and was given memory for {len(memory)}")
+    return memory
 
 
-def _read_chunk(
-    store: Store, manifest: Manifest, record: TensorRecord, piece: Slice, number: int, target: memoryview
-) -> None:
-    key = manifest.packs[piece.pack].key
+def _read_batch(store: Store, batch: list[Chunk], memory: dict[str, memoryview]) -> None:
+    key, start, length = batch_range(batch)
     try:
-        data = store.get_range(key, piece.start + number * CHUNK, len(target))
+        data = store.get_range(key, start, length)
     except NotFoundError as error:
-        raise DamagedError(f"{key}, which holds {record.name}, is missing from {store.uri}", kind="missing") from error
+        if error.kind != "object":
+            raise
+        raise DamagedError(f"{key}, which holds {named(batch)}, is missing from {store.uri}", kind="missing") from error
     except DamagedError as error:
-        raise DamagedError(f"{error.message} (it holds {record.name})", kind=error.kind) from error
-    # Check the very bytes that are handed out: after the copy, not before it.
-    target[:] = data
-    if digest(target) != piece.digests[number]:
-        raise DamagedError(f"bytes of {record.name} in {key} of {store.uri} disagree with their digest", kind="digest")
+        raise DamagedError(f"{error.message} (it holds {named(batch)})", kind=error.kind) from error
+    for chunk in batch:
+        target = memory[chunk.holds][chunk.place : chunk.place + chunk.length]
+        # Check the very bytes that are handed out: after the copy, not before it.
+        target[:] = data[chunk.start - start : chunk.start - start + chunk.length]
+        if digest(target) != chunk.digest:
+            raise DamagedError(
+                f"bytes of {chunk.holds} in {key} of {store.uri} disagree with their digest", kind="digest"
+            )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from unbroken.checkpoint.digest import CHUNK, digest
-from unbroken.checkpoint.manifest import Manifest, PackRecord, Slice, load_manifest
-from unbroken.checkpoint.tree import tensor_names
+from unbroken.checkpoint.chunks import READERS, Chunk, batch_range, batches, header_chunk, named, tensor_chunks
+from unbroken.checkpoint.committed import get_committed, load_manifest
+from unbroken.checkpoint.digest import digest
+from unbroken.checkpoint.manifest import Manifest
+from unbroken.checkpoint.metrics import read_metrics_object
+from unbroken.checkpoint.tree import decode_tree
 from unbroken.errors import DamagedError, FormatError, NotFoundError
 from unbroken.journal import CheckpointRecord
 from unbroken.store import Store
-
-_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class Verification:
 
 
 def verify_checkpoint(store: Store, record: CheckpointRecord) -> Verification:
-    """Read a checkpoint whole and check every byte.
+    """Read a checkpoint whole and check every byte: manifest, packs, rank records, logged values.
+
+    A pack that is shared with other checkpoints is checked where this one uses it.
 
     Raises:
         StoreError: the storage failed; nothing is known of the checkpoint then.
@@ -36,45 +40,50 @@ def verify_checkpoint(store: Store, record: CheckpointRecord) -> Verification:
         manifest = load_manifest(store, record)
     except (DamagedError, FormatError) as error:
         return Verification(record.step, 0, 0, [error.message])
-    problems = _tree_problems(manifest)
-    slices: dict[int, list[tuple[str, Slice]]] = defaultdict(list)
-    for tensor in manifest.tensors:
-        if sum(piece.length for piece in tensor.slices) != tensor.size:
-            problems.append(f"the slices of {tensor.name} do not add up to its size")
-        for piece in tensor.slices:
-            slices[piece.pack].append((tensor.name, piece))
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="unbroken-verify") as pool:
-        results = pool.map(lambda item: _verify_pack(store, item[1], slices[item[0]]), enumerate(manifest.packs))
-        read = 0
-        for count, found in results:
+    problems = list(_around_packs(store, record, manifest))
+    chunks = [chunk for tensor in manifest.tensors for chunk in tensor_chunks(manifest, tensor)]
+    by_pack: dict[str, list[Chunk]] = defaultdict(list)
+    for chunk in chunks:
+        by_pack[chunk.key].append(chunk)
+    chunks.extend(header_chunk(pack) for pack in manifest.packs)
+    read = 0
+    with ThreadPoolExecutor(READERS, thread_name_prefix="unbroken-verify") as pool:
+        for count, found in pool.map(lambda batch: _verify_batch(store, batch, by_pack), batches(chunks)):
             read += count
             problems.extend(found)
-    return Verification(record.step, len(manifest.tensors), read, problems)
+    return Verification(record.step, len(manifest.tensors), read, list(dict.fromkeys(problems)))
 
 
-def _tree_problems(manifest: Manifest) -> list[str]:
-    held = {tensor.name for tensor in manifest.tensors}
-    return [f"the state names {name}, which is in no pack" for name in tensor_names(manifest.state) if name not in held]
-
-
-def _verify_pack(store: Store, pack: PackRecord, slices: list[tuple[str, Slice]]) -> tuple[int, list[str]]:
-    """Bytes read and problems found. A pack shared with older checkpoints is checked where this one uses it."""
-    problems: list[str] = []
-    read = 0
-    pieces = [("the header", 0, pack.header_size, pack.header_digest)]
-    for name, piece in slices:
-        for number, known in enumerate(piece.digests):
-            at = number * CHUNK
-            pieces.append((name, piece.start + at, min(CHUNK, piece.length - at), known))
-    for name, start, length, known in pieces:
+def _around_packs(store: Store, record: CheckpointRecord, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the state tree, the rank records and the logged values."""
+    try:
+        decode_tree(manifest.state)
+    except FormatError as error:
+        yield error.message
+    for rank in manifest.ranks:
         try:
-            data = store.get_range(pack.key, start, length)
-        except NotFoundError:
-            return read, [f"{pack.key} is missing (it holds {', '.join(sorted({n for n, _ in slices}))})"]
+            get_committed(store, rank.key, rank.sha256)
         except DamagedError as error:
-            problems.append(f"{error.message} (it holds {name})")
-            continue
-        read += length
-        if digest(data) != known:
-            problems.append(f"{name} in {pack.key}: bytes {start}-{start + length} disagree with their digest")
-    return read, problems
+            yield error.message
+    try:
+        read_metrics_object(store, record)
+    except (DamagedError, FormatError) as error:
+        yield error.message
+
+
+def _verify_batch(store: Store, batch: list[Chunk], by_pack: dict[str, list[Chunk]]) -> tuple[int, list[str]]:
+    """Bytes read and problems found."""
+    key, start, length = batch_range(batch)
+    try:
+        data = store.get_range(key, start, length)
+    except NotFoundError as error:
+        if error.kind != "object":
+            raise
+        return 0, [f"{key} is missing (it holds {named(by_pack[key]) or 'no bytes'})"]
+    except DamagedError as error:
+        return 0, [f"{error.message} (it holds {named(batch)})"]
+    return length, [
+        f"{chunk.holds} in {key}: bytes {chunk.start}-{chunk.start + chunk.length} disagree with their digest"
+        for chunk in batch
+        if digest(data[chunk.start - start : chunk.start - start + chunk.length]) != chunk.digest
+    ]

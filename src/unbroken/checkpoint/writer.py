@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import msgspec
 
-from unbroken.checkpoint.digest import chunk_digests
-from unbroken.checkpoint.manifest import FORMAT, Manifest, PackRecord, RankRecord, Slice, TensorRecord, sha256
-from unbroken.checkpoint.metrics import Metrics, encode_metrics
+from unbroken.checkpoint.digest import chunk_digests, sha256
+from unbroken.checkpoint.manifest import FORMAT, Manifest, PackRecord, RankRecord, RankRef, Slice, TensorRecord
+from unbroken.checkpoint.metrics import encode_metrics, metrics_between
 from unbroken.checkpoint.packs import HostTensor, build_pack, plan_packs
+from unbroken.checkpoint.staged import HostState, check_state
 from unbroken.clock import SYSTEM_CLOCK, Clock
+from unbroken.errors import StoreError
 from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
 from unbroken.journal.events import CheckpointCommitted
-
-
-@dataclass(frozen=True)
-class HostState:
-    """The state of a run after ``step``, in host memory.
-
-    Args:
-        step: completed optimizer steps.
-        tree: the encoded state tree.
-        tensors: every tensor that the tree names, once.
-        metrics: what was logged; steps that the parent checkpoint holds already are left out.
-        began_at: monotonic seconds at the step boundary.
-        stall: seconds for which the loop stood still.
-    """
-
-    step: int
-    tree: Any
-    tensors: Sequence[HostTensor]
-    metrics: Metrics = field(default_factory=dict)
-    began_at: float = 0.0
-    stall: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +40,8 @@ class CheckpointWriter:
         self._origin = origin
         self._clock = clock
         self._parent: _Parent | None = None
+        self._unsettled: tuple[str, Manifest] | None = None
+        """Key and content of a manifest whose commit failed, so that nobody knows yet whether it took effect."""
 
     def continue_from(self, record: CheckpointRecord, manifest: Manifest) -> None:
         """Name the checkpoint whose state this attempt restored and verified: the parent of the next one."""
@@ -72,26 +53,48 @@ class CheckpointWriter:
         Objects of a write that fails half-way stay behind under keys that nothing names; no reader sees them.
 
         Raises:
+            ConfigError: the state contradicts itself, or cannot be expressed; nothing was written.
             FencedError: a later attempt owns the run.
-            StoreError: the storage failed; the previous checkpoint stands, and the state may be written again.
+            StoreError: the storage failed; the previous checkpoint stands unless the failure hid the success of the
+                very last call, and the state may be written again in any case.
         """
+        check_state(state)
+        self._settle()
         nonce = secrets.token_hex(4)
         tensors, packs, written = self._write_packs(state, nonce)
-        self._write_rank_record(state, tensors, packs)
+        rank, rank_size = self._write_rank_record(state, nonce, tensors, packs)
         metrics_key, metrics_digest, metrics_size = self._write_metrics(state, nonce)
-        manifest = self._manifest(state, nonce, tensors, packs)
+        manifest = self._manifest(state, nonce, tensors, packs, [rank])
         data = msgspec.json.encode(manifest)
         key = f"manifests/{state.step:011d}-{self._lease.attempt}-{nonce}.json"
         self._store.put(key, [data])
         event = CheckpointCommitted(
             step=state.step, manifest=key, sha256=sha256(data), size=manifest.size,
-            written=written + metrics_size + len(data), parent=manifest.parent,
+            written=written + rank_size + metrics_size + len(data), parent=manifest.parent,
             metrics=metrics_key, metrics_sha256=metrics_digest,
             stall=round(state.stall, 6), seconds=round(self._clock.monotonic() - state.began_at, 6),
         )  # fmt: skip
-        entry = self._journal.append(event, self._origin, self._lease)
-        self._parent = _Parent(CheckpointRecord(entry.n, entry.attempt, entry.at, event), manifest)
+        self._commit(event, manifest)
         return event
+
+    def _commit(self, event: CheckpointCommitted, manifest: Manifest) -> None:
+        try:
+            entry = self._journal.append(event, self._origin, self._lease)
+        except StoreError:
+            self._unsettled = event.manifest, manifest
+            raise
+        self._parent = _Parent(CheckpointRecord(entry.n, entry.attempt, entry.at, event), manifest)
+
+    def _settle(self) -> None:
+        """Find out whether a commit whose reply was lost took effect: then its packs need not be written again."""
+        if self._unsettled is None:
+            return
+        self._journal.refresh()
+        key, manifest = self._unsettled
+        for record in self._journal.state.commits:
+            if record.event.manifest == key:
+                self._parent = _Parent(record, manifest)
+        self._unsettled = None
 
     def _write_packs(self, state: HostState, nonce: str) -> tuple[list[TensorRecord], list[PackRecord], int]:
         """Write the tensors that changed since the parent; refer to the parent's packs for the others."""
@@ -128,18 +131,18 @@ class CheckpointWriter:
             records.append(msgspec.structs.replace(old, slices=slices))
         return records, [parent.packs[index] for index in packs]
 
-    def _write_rank_record(self, state: HostState, tensors: list[TensorRecord], packs: list[PackRecord]) -> None:
+    def _write_rank_record(
+        self, state: HostState, nonce: str, tensors: list[TensorRecord], packs: list[PackRecord]
+    ) -> tuple[RankRef, int]:
         record = RankRecord(FORMAT, state.step, self._lease.attempt, 0, 1, tensors, packs)
-        key = f"ranks/{self._lease.attempt}/{state.step}/0.json"
-        self._store.put(key, [msgspec.json.encode(record)])
+        key = f"ranks/{self._lease.attempt}/{state.step}/0-{nonce}.json"
+        data = msgspec.json.encode(record)
+        self._store.put(key, [data])
+        return RankRef(key, sha256(data)), len(data)
 
     def _write_metrics(self, state: HostState, nonce: str) -> tuple[str, str, int]:
-        after = self._parent.record.step if self._parent else 0
-        metrics = {
-            name: fresh
-            for name, points in state.metrics.items()
-            if (fresh := [point for point in points if point[0] > after])
-        }
+        after = self._parent.record.step if self._parent else -1
+        metrics = metrics_between(state.metrics, after, state.step)
         if not metrics:
             return "", "", 0
         data = encode_metrics(metrics)
@@ -147,12 +150,14 @@ class CheckpointWriter:
         self._store.put(key, [data])
         return key, sha256(data), len(data)
 
-    def _manifest(self, state: HostState, nonce: str, tensors: list[TensorRecord], packs: list[PackRecord]) -> Manifest:
+    def _manifest(
+        self, state: HostState, nonce: str, tensors: list[TensorRecord], packs: list[PackRecord], ranks: list[RankRef]
+    ) -> Manifest:
         return Manifest(
             format=FORMAT, run=self._journal.info.run, step=state.step, attempt=self._lease.attempt, nonce=nonce,
             created_at=round(self._clock.now(), 3), world_size=1,
             parent=self._parent.record.event.manifest if self._parent else "",
-            state=state.tree, tensors=tensors, packs=packs,
+            state=state.tree, tensors=tensors, packs=packs, ranks=ranks,
         )  # fmt: skip
 
 

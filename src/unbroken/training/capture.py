@@ -73,7 +73,7 @@ class _Walk:
         if hasattr(value, "ndim") and type(value).__name__ == "ndarray" and value.dtype.kind in "biufc":
             return Tagged("ndarray", self._tensor(torch.from_numpy(value.copy()), name, path))
         if hasattr(value, "item") and getattr(value, "dtype", None) is not None and value.dtype.kind in "biuf":
-            return Tagged("scalar", [str(value.dtype), encode_tree(value.item(), path)])
+            return Tagged("scalar", [str(value.dtype), value.item()])
         return value
 
     def _tensor(self, tensor: torch.Tensor, name: str, path: str) -> str:

@@ -1,0 +1,76 @@
+"""The byte ranges that have a digest each, and reading them with few requests.
+
+A chunk costs a request, and most tensors of an optimizer are small: neighbours in a pack are read together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from unbroken.checkpoint.digest import CHUNK
+from unbroken.checkpoint.manifest import Manifest, PackRecord, TensorRecord
+
+READERS = 16
+"""Requests under way at once: a far store gives each connection some 90 MB/s."""
+_NAMED = 5
+"""How many tensors an error names before it only counts."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A range of a pack that has a digest."""
+
+    holds: str
+    """Name of the tensor, or ``the header``."""
+    place: int
+    """First byte within the tensor."""
+    key: str
+    """The pack's."""
+    start: int
+    """First byte within the pack."""
+    length: int
+    digest: str
+
+
+def tensor_chunks(manifest: Manifest, tensor: TensorRecord) -> Iterator[Chunk]:
+    """The chunks of a tensor, in order."""
+    for piece in tensor.slices:
+        key = manifest.packs[piece.pack].key
+        for number, digest in enumerate(piece.digests):
+            at = number * CHUNK
+            yield Chunk(tensor.name, at, key, piece.start + at, min(CHUNK, piece.length - at), digest)
+
+
+def header_chunk(pack: PackRecord) -> Chunk:
+    """The bytes of a pack before its tensors."""
+    return Chunk("the header", 0, pack.key, 0, pack.header_size, pack.header_digest)
+
+
+def batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+    """Chunks that lie side by side in one pack, together at most as long as the longest chunk may be."""
+    batch: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: (chunk.key, chunk.start)):
+        if batch and not (
+            chunk.key == batch[-1].key
+            and chunk.start == batch[-1].start + batch[-1].length
+            and chunk.start + chunk.length - batch[0].start <= CHUNK
+        ):
+            yield batch
+            batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch
+
+
+def batch_range(batch: list[Chunk]) -> tuple[str, int, int]:
+    """(key, start, length) of what a batch covers."""
+    first, last = batch[0], batch[-1]
+    return first.key, first.start, last.start + last.length - first.start
+
+
+def named(chunks: Iterable[Chunk]) -> str:
+    """The tensors of some chunks, for people."""
+    names = list(dict.fromkeys(chunk.holds for chunk in chunks))
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,76 @@
+"""A state in host memory on its way to the store, and what must be true of it before a byte is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from unbroken.checkpoint.dtypes import KNOWN, item_size
+from unbroken.checkpoint.metrics import Metrics
+from unbroken.checkpoint.packs import RESERVED_NAME, HostTensor
+from unbroken.checkpoint.tree import tensor_names
+from unbroken.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class HostState:
+    """The state of a run after ``step``, in host memory.
+
+    Args:
+        step: completed optimizer steps.
+        tree: the encoded state tree.
+        tensors: every tensor that the tree names, once.
+        metrics: what was logged; steps that the parent checkpoint holds already are left out, and later ones than
+            ``step``.
+        began_at: monotonic seconds at the step boundary.
+        stall: seconds for which the loop stood still.
+    """
+
+    step: int
+    tree: Any
+    tensors: Sequence[HostTensor]
+    metrics: Metrics = field(default_factory=dict)
+    began_at: float = 0.0
+    stall: float = 0.0
+
+
+def check_state(state: HostState) -> None:
+    """Refuse a state that could be written and not be read again.
+
+    Raises:
+        ConfigError: names the tensor.
+    """
+    held = {tensor.name for tensor in state.tensors}
+    if len(held) < len(state.tensors):
+        raise ConfigError(f"two tensors of step {state.step} have the same name", kind="tensor-name")
+    for name in tensor_names(state.tree):
+        if name not in held:
+            raise ConfigError(f"the state names the tensor {name!r}, which was not passed", kind="tensor-name")
+    for tensor in state.tensors:
+        _check_tensor(tensor)
+
+
+def _check_tensor(tensor: HostTensor) -> None:
+    if tensor.name == RESERVED_NAME or not _is_text(tensor.name):
+        raise ConfigError(f"{tensor.name!r} cannot name a tensor", kind="tensor-name")
+    if tensor.dtype not in KNOWN:
+        raise ConfigError(
+            f"{tensor.name} has the element type {tensor.dtype!r}, which format 1 does not hold", kind="dtype"
+        )
+    size = math.prod(tensor.shape) * item_size(tensor.dtype)
+    if min(tensor.shape, default=0) < 0 or tensor.data.itemsize != 1 or len(tensor.data) != size:
+        raise ConfigError(
+            f"{tensor.name} is a {tensor.dtype} of shape {list(tensor.shape)}, and came with "
+            f"{tensor.data.nbytes} bytes instead of {size}",
+            kind="tensor-size",
+        )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
