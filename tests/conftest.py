@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from unbroken.checkpoint import CheckpointWriter, HostState, HostTensor, TensorRef, encode_tree, load_manifest
+from unbroken.journal import Event, Journal, Origin
+from unbroken.journal.events import AttemptEnded, Note, RunFinished
+from unbroken.store import open_store
 
 _START_SECONDS = 60.0
 _START_TRIES = 3
@@ -199,3 +206,58 @@ def clean_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyP
     forget_aws(monkeypatch, tmp_path)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     return monkeypatch
+
+
+class RunWriter:
+    """Writes a run with the program's own writer, as a trainer and its agent do, but without either."""
+
+    def __init__(self, uri: str) -> None:
+        self.journal = Journal.create(open_store(uri, create=True))
+        self.uri = self.journal.store.uri
+        self._origin = Origin("host", 1, pool="pool", price=6.0, currency="USD")
+        self.claim()
+
+    def claim(self) -> None:
+        """Begin an attempt; it goes on from the newest checkpoint."""
+        self._lease = self.journal.claim(self._origin)
+        self._writer = CheckpointWriter(self.journal, self._lease, self._origin)
+        kept = self.journal.state.checkpoints
+        if kept:
+            self._writer.continue_from(kept[-1], load_manifest(self.journal.store, kept[-1]))
+        step = kept[-1].step if kept else 0
+        self.append(Note("restored", f"training goes on from step {step}", {"step": step}))
+
+    def append(self, event: Event) -> None:
+        self.journal.append(event, self._origin, self._lease)
+
+    def commit(
+        self,
+        step: int,
+        tensors: dict[str, list[float]] | None = None,
+        values: dict[str, Any] | None = None,
+        metrics: dict[str, list[tuple[int, float]]] | None = None,
+    ) -> None:
+        """Commit a checkpoint of float32 tensors, named ``group/name``, and of other values by group."""
+        held = {"model/weight": [float(step), 1.0]} if tensors is None else tensors
+        tree: dict[str, Any] = copy.deepcopy(values or {})
+        for name in held:
+            group, _, rest = name.partition("/")
+            tree.setdefault(group, {})[rest] = TensorRef(name)
+        packed = [
+            HostTensor(name, "float32", (len(items),), memoryview(struct.pack(f"<{len(items)}f", *items)))
+            for name, items in held.items()
+        ]
+        self._writer.write(HostState(step, encode_tree(tree), packed, metrics or {}))
+
+    def end(self, cause: str, step: int) -> None:
+        self.append(AttemptEnded(cause, step))
+
+    def finish(self, step: int) -> None:
+        self.append(RunFinished(step))
+        self.end("finished", step)
+
+
+@pytest.fixture
+def run_writer() -> Callable[[str], RunWriter]:
+    """Makes writers of new runs, by URI."""
+    return RunWriter

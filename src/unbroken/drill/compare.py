@@ -102,8 +102,13 @@ def compare_runs(first: Journal, second: Journal) -> Comparison:
         work.group(str(name))  # in the order in which the run names its state
     _compare_values(work, *manifests)
     _compare_tensors(work, first, manifests[0], second, manifests[1])
+    _compare_structure(work, manifests[0].state, manifests[1].state)
     _compare_logged(work, read_metrics(first.store, first.state, one), read_metrics(second.store, second.state, other))
-    return Comparison(list(work.groups.values()), work.differences)
+    generators = sorted({_generator(found) for found in work.differences if found.group == GENERATORS})
+    unseeded = [name for name in generators if _unused(first, one, name) and _unused(second, other, name)]
+    if unseeded:
+        work.forgive(unseeded)
+    return Comparison(list(work.groups.values()), work.differences, unseeded)
 
 
 class _Work:
@@ -163,8 +168,6 @@ def _compare_values(work: _Work, first: Manifest, second: Manifest, *, below: st
         group, name = _split(paths[0] if len(paths) == 1 else container)
         more = "" if len(paths) == 1 else f"{len(paths)} values differ, the first is {paths[0].rpartition('/')[2]}: "
         work.differ(group, name, f"{more}{_shown(one, paths[0])} and {_shown(other, paths[0])}")
-    if not below:
-        _compare_structure(work, first.state, second.state)
 
 
 def _shown(leaves: dict[str, Any], path: str) -> str:

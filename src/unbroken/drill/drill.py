@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +118,10 @@ class _Drill:
         except ChildError as error:
             raise self._explained(name, error) from error
         self._listener.phase_ended(_paid(launches))
-        return self._journal(name), launches
+        try:
+            return self._journal(name), launches
+        except NotFoundError as error:
+            raise _no_run(f"`{shlex.join(self._plan.command)}` ended with 0", launches[-1].log_tail()) from error
 
     def _schedule(self, baseline: Journal) -> list[Strike]:
         first = baseline.state.commits[0].step
@@ -214,11 +218,15 @@ class _Drill:
         try:
             self._journal(name)
         except NotFoundError:
-            return ConfigError(
-                f"{error.message}, and never opened an unbroken.Run", kind="no-run",
-                hint=f"Only a training with unbroken.Run in it can be drilled. {error.hint}",
-            )  # fmt: skip
+            return _no_run(error.message, error.hint)
         return error
+
+
+def _no_run(what: str, seen: str) -> ConfigError:
+    return ConfigError(
+        f"{what} and never opened an unbroken.Run", kind="no-run",
+        hint=f"Only a training with an unbroken.Run in it can be drilled.\n{seen}".rstrip(),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
