@@ -218,7 +218,7 @@ def test_ec2_notice_reaches_the_trainer_with_its_deadline(launcher: Any) -> None
         agent = launcher.agent(launcher.trainer(until=0))
         agent.until("trainer: step 1")
         deadline = service.interrupt(seconds=120)
-        assert agent.until("trainer: stop") == f"trainer: stop ec2 {deadline:.3f}"
+        assert agent.until("trainer: stop") == f"trainer: stop ec2 {deadline!r}"
         assert agent.wait() == 75, agent.output
     assert launcher.journal().state.attempts[1].notices[0].deadline == deadline
 

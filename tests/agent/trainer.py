@@ -84,7 +84,7 @@ class Trainer:
         for message in self.messages:
             if isinstance(message, Stop):
                 self.stop = message
-                say(f"stop {message.source} {message.deadline:.3f}")
+                say(f"stop {message.source} {message.deadline!r}")
                 self.stopped.set()
 
     def train(self) -> int:

@@ -70,7 +70,7 @@ class TerminalDisplay:
         self._size: tuple[int, int] | None = None
 
     def say(self, text: str) -> None:
-        _write(self._out, f"{_PREFIX}{text}\r\n")
+        _write(self._out, f"{_PREFIX}{text}\n")
 
     def show(self, view: View) -> None:
         size = os.get_terminal_size(self._out)

@@ -146,7 +146,8 @@ class Watch:
         if claim is not None and claim.journal.state.checkpoints:
             newest = claim.journal.state.checkpoints[-1]
             self._view = replace(self._view, durable_step=newest.step, durable_at=newest.at)
-        self._say(f"attempt {admitted.attempt} of {admitted.hello.uri} (process {admitted.hello.pid})")
+        begun = "took over attempt" if admitted.hello.attempt else "attempt"
+        self._say(f"{begun} {admitted.attempt} of {admitted.hello.uri} (process {admitted.hello.pid})")
         self._record_notice()
 
     def _told(self, told: Told) -> None:
