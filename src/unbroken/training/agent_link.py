@@ -172,10 +172,12 @@ class AgentLink:
             if self._closing:
                 return
             _log.warning("unbroken: the agent is gone; training goes on, starting another one")
+            lost, self._channel = self._channel, None
+            if lost is not None:
+                lost.close()
             try:
                 self._say_hello(self._start_agent())
             except (UnbrokenError, OSError) as error:
-                self._channel = None
                 _log.warning("unbroken: no agent (%s): interruptions are not heard, saving goes on", error)
                 return
 

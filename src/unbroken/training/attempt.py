@@ -65,6 +65,7 @@ class Attempt:
         link = AgentLink(uri, clock=clock)
         try:
             link.open()
+            capture(objects)  # a state that cannot be saved is refused now, not at the first save
             return cls(link, Journal.open(open_store(uri), clock=clock), objects, clock=clock)
         except BaseException as error:
             link.close(farewell(error, step=0))

@@ -25,7 +25,7 @@ class Logbook:
             ConfigError: a value is no single number; names it.
         """
         for name, given in values.items():
-            value = given.detach().clone() if isinstance(given, torch.Tensor) else _number(name, given)
+            value = _kept(name, given) if isinstance(given, torch.Tensor) else _number(name, given)
             points = self._values.setdefault(name, [])
             if points and points[-1][0] == step:
                 points[-1] = (step, value)
@@ -33,11 +33,7 @@ class Logbook:
                 points.append((step, value))
 
     def until(self, step: int) -> Metrics:
-        """Everything logged for steps up to ``step``, as numbers.
-
-        Raises:
-            ConfigError: a value is no single number; names it.
-        """
+        """Everything logged for steps up to ``step``, as numbers."""
         metrics: Metrics = {}
         for name, points in self._values.items():
             read = [(at, _number(name, value)) for at, value in points if at <= step]
@@ -50,6 +46,12 @@ class Logbook:
         """Drop what is durable: everything up to ``step``."""
         for name in list(self._values):
             self._values[name] = [point for point in self._values[name] if point[0] > step]
+
+
+def _kept(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.numel() != 1:
+        raise _not_a_number(name, tensor)
+    return tensor.detach().clone()
 
 
 def _number(name: str, value: Any) -> float:

@@ -14,6 +14,7 @@ from unbroken.journal.events import CheckpointCommitted
 
 _TRIES = 3
 _FIRST_PAUSE = 1.0
+_LAST_WORDS_SECONDS = 0.1
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Saver:
         self._thread.join(seconds)
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join(1.0)
+            self._thread.join(_LAST_WORDS_SECONDS)
         return not self._thread.is_alive()
 
     def _work(self) -> None:
