@@ -146,9 +146,10 @@ def open_store(uri: str, *, create: bool = False) -> Store:
 def _open_folder(where: StoreURI, *, create: bool) -> Store:
     folder = Path(where.path)
     try:
-        if not folder.is_dir():
-            if folder.exists():
-                raise ConfigError(f"{folder} is a file, not a folder", kind="uri", hint="Name a folder for the run")
+        # In this order: a folder that another process makes meanwhile must not look like a file.
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file, not a folder", kind="uri", hint="Name a folder for the run")
+        if not folder.exists():
             if not create:
                 raise NotFoundError(f"there is no folder {folder}", kind="folder", hint="Check the path of the run")
             _make_folder(folder)
