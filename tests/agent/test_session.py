@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ from unbroken.store import open_store
 STOP = Stop("ec2", "terminate", 2_000_000_000.0)
 
 
+@dataclass(frozen=True)
+class Trainer:
+    channel: Channel
+    messages: Iterator[Message]
+
+
 class Node:
     """A session and what it posted."""
 
@@ -33,13 +40,16 @@ class Node:
         self.path = folder / "agent.sock"
         self.channels: list[Channel] = []
 
-    def join(self, **fields: object) -> tuple[Channel, Message]:
-        """Connect a trainer; its channel and the agent's answer."""
+    def join(self, **fields: object) -> tuple[Trainer, Message]:
+        """Connect a trainer; its end of the link and the agent's answer."""
         channel = connect(self.path, timeout=10)
+        channel._socket.settimeout(10)  # a message that does not come ends the iterator instead of hanging
         self.channels.append(channel)
         given = {"protocol": PROTOCOL, "uri": self.uri, "pid": 1, **fields}
         channel.send(Hello(**given))  # type: ignore[arg-type]
-        return channel, next(channel.messages())
+        messages = channel.messages()
+        answer = next(messages)
+        return Trainer(channel, messages), answer
 
     def until(self, kind: type[Event]) -> Event:
         while True:
@@ -75,7 +85,8 @@ def test_ranks_of_one_start_share_one_attempt(node: Node) -> None:
 
 
 def test_trainers_that_come_after_the_others_left_are_a_new_attempt(node: Node) -> None:
-    channel, _ = node.join()
+    trainer, _ = node.join()
+    channel = trainer.channel
     channel.send(Bye("failed", 4, "RuntimeError", "made to fail", 1))
     channel.close()
     node.until(Departed)
@@ -123,21 +134,22 @@ def test_stop_reaches_every_trainer_also_one_that_comes_later(node: Node) -> Non
     assert not node.session.stop(STOP)
     late, answer = node.join()
     assert isinstance(answer, Welcome)
-    assert next(late.messages()) == STOP
+    assert next(late.messages) == STOP
     earlier = Stop("sigterm", "now", 1_900_000_000.0)
     assert node.session.stop(earlier)
-    assert next(late.messages()) == earlier
+    assert next(late.messages) == earlier
 
 
 def test_advice_reaches_connected_trainers(node: Node) -> None:
-    channel, _ = node.join()
+    trainer, _ = node.join()
     node.until(Admitted)
     node.session.advise(Advice("ec2", "rebalance"))
-    assert next(channel.messages()) == Advice("ec2", "rebalance")
+    assert next(trainer.messages) == Advice("ec2", "rebalance")
 
 
 def test_what_trainers_say_is_passed_on(node: Node) -> None:
-    channel, _ = node.join(rank=1)
+    trainer, _ = node.join(rank=1)
+    channel = trainer.channel
     channel.send(Committed(7, 0.5, 0.1, 100))
     assert node.until(Told) == Told(1, Committed(7, 0.5, 0.1, 100))
     channel.close()
@@ -153,7 +165,7 @@ def test_nonsense_on_the_link_is_said_and_harms_nobody_else(node: Node) -> None:
     trouble = node.until(Trouble)
     assert isinstance(trouble, Trouble)
     assert "is no message of the link" in trouble.text
-    sound.send(Committed(1, 0.0, 0.0, 0))
+    sound.channel.send(Committed(1, 0.0, 0.0, 0))
     node.until(Told)
 
 
