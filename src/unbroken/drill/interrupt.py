@@ -23,11 +23,17 @@ _DEATH_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Made:
-    """An interruption that was made: of which attempt, and the step it had completed then."""
+    """An interruption that was made: of which attempt, when (wall-clock seconds), and the last step completed then."""
 
     strike: Strike
     attempt: int
+    at: float
     step: int
+
+    @property
+    def kills(self) -> bool:
+        """Whether the attempt ended at that moment, without a word of its own."""
+        return self.strike.kind in ("kill-trainer", "kill-both")
 
 
 class Striker(Onlooker):
@@ -77,7 +83,7 @@ class Striker(Onlooker):
         step = progress.step if progress else strike.step
         if progress is not None:
             self._see(status.attempt, progress)
-        self.made.append(Made(strike, status.attempt, step))
+        self.made.append(Made(strike, status.attempt, self._clock.now(), step))
         self._listener.struck(strike, step, len(self.made), len(self._schedule))
 
     def _deliver(self, strike: Strike, launch: Launch, status: AgentStatus) -> bool:
