@@ -52,6 +52,7 @@ def failed(error: str) -> tuple[Bye, ...]:
         (replace(RUNNING, returncode=1, byes=failed("AccessError")), 77, "failed", "made to fail"),
         (replace(RUNNING, returncode=1, byes=failed("MismatchError"), notice=True), 75, "interrupted", "durable"),
         (SILENT, 0, "finished", "never opened a Run"),
+        (replace(SILENT, returncode=78), 78, "failed", "must be mended first"),
         (replace(SILENT, returncode=3), None, "crashed", "exit code 3"),
         (replace(SILENT, notice=True), 75, "interrupted", "no checkpoint was ever saved"),
         (replace(RUNNING, returncode=1, without_progress=4), None, "crashed", "exit code 1"),

@@ -95,6 +95,7 @@ def test_an_object_that_raises_while_loading_is_named():
         apply_state(state_objects({"picky": Picky()}), state)
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 under torch 2.13
 def test_torchdata_s_stateful_loader_resumes_in_the_middle_of_an_epoch():
     torchdata = pytest.importorskip("torchdata.stateful_dataloader")
     make = lambda: torchdata.StatefulDataLoader(list(range(20)), batch_size=2, shuffle=False, num_workers=0)  # noqa: E731

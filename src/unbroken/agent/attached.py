@@ -12,7 +12,7 @@ from pathlib import Path
 from unbroken.agent.claims import Claims
 from unbroken.agent.ending import Ending
 from unbroken.agent.events import signals_to
-from unbroken.agent.options import AgentOptions, grace_from
+from unbroken.agent.options import AgentOptions
 from unbroken.agent.outcome import Limits, decide
 from unbroken.agent.process_tree import WatchedTree
 from unbroken.agent.runtime import SOCKET
@@ -21,6 +21,7 @@ from unbroken.agent.supervisor import surroundings
 from unbroken.agent.watch import Surroundings, Watch
 from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.errors import EXIT_FAILED, ConfigError
+from unbroken.notice.grace import grace_from
 
 
 def attach(options: AgentOptions, pid: int, *, clock: Clock = SYSTEM_CLOCK) -> int:

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from unbroken.clock import parse_duration
-from unbroken.errors import ConfigError
-
-GRACE_VARIABLE = "UNBROKEN_GRACE"
-"""Environment variable with the seconds (or a duration such as ``90s``) from a stop signal to the kill."""
-
-DEFAULT_GRACE = 30.0
-"""Kubernetes' default ``terminationGracePeriodSeconds``."""
-
-_PLAIN_SECONDS = re.compile(r"\d+(\.\d+)?")
+from unbroken.notice.grace import DEFAULT_GRACE
 
 
 @dataclass(frozen=True)
@@ -49,20 +38,3 @@ class AgentOptions:
     """Between SIGTERM and SIGKILL for processes that the command left behind."""
     hello_patience: float = 30.0
     """For how long a detached agent waits for its trainer's first word."""
-
-
-def grace_from(text: str | None) -> float:
-    """The grace period in seconds from ``text``, else from ``UNBROKEN_GRACE``, else the default.
-
-    Raises:
-        ConfigError: it is neither a number of seconds nor a duration.
-    """
-    text = text or os.environ.get(GRACE_VARIABLE, "")
-    if not text:
-        return DEFAULT_GRACE
-    if _PLAIN_SECONDS.fullmatch(text.strip()):
-        seconds = float(text)
-        if seconds <= 0:
-            raise ConfigError(f"the grace period {text!r} is not positive", kind="duration")
-        return seconds
-    return parse_duration(text)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from unbroken.agent.options import AgentOptions, grace_from
+from unbroken.agent.options import AgentOptions
 from unbroken.errors import ConfigError
+from unbroken.notice.grace import grace_from
 
 _EPILOG = """Exit codes: 0 the run is finished; 75 interrupted, start it again; 1 failed; 78 mend the command or its
 settings first; others name an error (10 not found, 11 another attempt owns the run, 12 damaged, 13 newer format,
@@ -59,7 +60,7 @@ def run(
     Hears SIGTERM and the cloud's notices, has the trainers save before the deadline, restarts them when they crash, and
     leaves with a code that says how the run stands.
 
-    Example: unbroken run -- torchrun --nproc-per-node=8 train.py
+    Example: unbroken run --grace 100 -- python train.py
     """
     if not command:
         raise ConfigError(

@@ -115,7 +115,7 @@ class AgentLink:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _wait_for_agent(self, agent: subprocess.Popen[bytes]) -> None:
-        """An agent of our own journals how we ended, and ends; it lives in a session of its own if that takes longer."""
+        """An agent of our own journals how we ended, and ends; in its own session, it may take longer than we do."""
         try:
             agent.wait(_FAREWELL_SECONDS)
         except subprocess.TimeoutExpired:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken.agent.options import grace_from
 from unbroken.errors import ConfigError
+from unbroken.notice.grace import grace_from
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("45", 45.0), ("1.5", 1.5), ("90s", 90.0), ("2min", 120.0)])
