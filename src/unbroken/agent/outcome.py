@@ -160,10 +160,8 @@ def _final_error(facts: Facts) -> Decision | None:
         if bye.outcome == "failed" and bye.error in _FINAL:
             return Decision(_FINAL[bye.error].exit_code, "failed", f"{bye.error}: {bye.message}")
     if not facts.said_hello and facts.returncode == errors.EXIT_CONFIG:
-        # No trainer got as far as the link. A Run whose arguments are wrong leaves with this code, as other programs do.
-        return Decision(
-            errors.EXIT_CONFIG, "failed", "the command says itself that it is not configured (exit code 78)"
-        )
+        # No trainer came as far as the link: a Run whose arguments are wrong leaves with this code, and says why.
+        return Decision(errors.EXIT_CONFIG, "failed", "the command ended with exit code 78: it must be mended first")
     return None
 
 

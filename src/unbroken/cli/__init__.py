@@ -32,8 +32,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _VERBS:
             return None
-        command = getattr(import_module(_VERBS[cmd_name][0]), cmd_name)
-        assert isinstance(command, click.Command)
+        command: click.Command = getattr(import_module(_VERBS[cmd_name][0]), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

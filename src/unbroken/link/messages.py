@@ -112,8 +112,8 @@ class Stopping(msgspec.Struct, tag="stopping", frozen=True):
 class Bye(msgspec.Struct, tag="bye", frozen=True):
     """Trainer: this is how the attempt ended as far as the loop knows.
 
-    ``outcome`` is ``finished``, ``interrupted``, ``left`` (the loop was left early) or ``failed``; a failure carries the
-    error's class name and message.
+    ``outcome`` is ``finished``, ``interrupted``, ``left`` (the loop was left early) or ``failed``; a failure carries
+    the error's class name and message.
     """
 
     outcome: str
