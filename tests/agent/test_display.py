@@ -91,6 +91,18 @@ def test_tiny_terminal_gets_no_status_line(terminal: Terminal) -> None:
     assert terminal.read() == ""
 
 
+def test_terminal_that_was_closed_is_no_error() -> None:
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 40, 0, 0))
+    display = TerminalDisplay(slave, SYSTEM_CLOCK)
+    display.show(View(phase="starting"))
+    os.close(master)
+    display.show(View(phase="starting"))
+    display.say("nobody reads this")
+    display.close()
+    os.close(slave)
+
+
 def test_reader_that_went_away_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)

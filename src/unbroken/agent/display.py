@@ -73,8 +73,10 @@ class TerminalDisplay:
         _write(self._out, f"{_PREFIX}{text}\n")
 
     def show(self, view: View) -> None:
-        size = os.get_terminal_size(self._out)
-        columns, rows = size
+        try:
+            columns, rows = os.get_terminal_size(self._out)
+        except OSError:
+            return  # the terminal was closed; what is to be saved is saved all the same
         if columns < _SMALLEST[0] or rows < _SMALLEST[1]:
             self.close()
             return
