@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from prefault import prefaulted
 
@@ -183,7 +183,9 @@ def _send(connection: socket.socket, reply: Reply, *, head_only: bool) -> None:
 def answer(bucket: Bucket, request: Request) -> Reply:
     """Do what a request asks for."""
     if "/" not in request.key:
-        return _list(bucket, request) if request.method == "GET" else Reply(200)
+        if request.method == "GET":
+            return _list(bucket, request)
+        return _delete_several(bucket, request) if "delete" in request.query else Reply(200)
     match request.method:
         case "GET" | "HEAD":
             return _get(bucket, request)
@@ -277,6 +279,14 @@ def _list(bucket: Bucket, request: Request) -> Reply:
         f"<Name>{escape(name)}</Name><KeyCount>{len(page)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>"
         f"{token}{entries}",
     )
+
+
+def _delete_several(bucket: Bucket, request: Request) -> Reply:
+    named = re.findall(r"<Key>([^<]*)</Key>", bytes(request.body).decode())
+    with bucket.lock:
+        for key in named:
+            bucket.objects.pop(f"{request.key}/{unescape(key)}", None)
+    return _xml("DeleteResult", "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in named))
 
 
 def _etag() -> str:

@@ -41,6 +41,8 @@ class Training:
         self.model = torch.nn.ParameterList(torch.randn(length // 4) for _ in range(count))
         # Fused: a step without temporaries, whose page faults would drown what a save costs.
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True)
+        self.newest_digests: list[str] = []
+        """Of the tensors after the last timed step."""
         if stepped:
             for parameter in self.model.parameters():
                 parameter.grad = torch.randn_like(parameter)
@@ -52,13 +54,14 @@ class Training:
 
     def baseline(self, steps: int) -> float:
         """Mean seconds of a step while nothing is saved."""
-        self.step()  # the first one pays for what it finds cold
+        self.timed_step()  # the first one pays for what it finds cold
         return statistics.mean([self.timed_step() for _ in range(steps)])
 
     def timed_step(self) -> float:
-        """Do a step; returns the seconds it took."""
+        """Do a step and keep its digests, all of it the loop's own work; returns the seconds it took."""
         began = time.monotonic()
         self.step()
+        self.newest_digests = self.digests()
         return time.monotonic() - began
 
     def tensors(self) -> Iterator[torch.Tensor]:

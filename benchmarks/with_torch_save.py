@@ -97,7 +97,7 @@ def save(folder: str, training: Training, saves: int, *, tuned: bool, signed: bo
             took = training.timed_step()
             if done:
                 done[-1]["lost"] += took - baseline
-        digests = training.digests()
+        digests = training.newest_digests
         with _scratch(folder) as path:
             done.append(_save_once(place, path, training))
     done[-1]["lost"] = None  # no step came after it

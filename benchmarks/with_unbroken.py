@@ -53,7 +53,7 @@ def save(uri: str, training: Training, saves: int) -> dict[str, Any]:
             took = training.timed_step()
             if begun:
                 begun[-1]["lost"] += took - baseline
-            digests[step + 1] = training.digests()
+            digests[step + 1] = training.newest_digests
             boundary, boundary_at = time.monotonic(), time.time()
     begun[-1]["lost"] = None  # the loop ended while it was under way
     return {"saves": _with_commits(uri, begun), "baseline_step": baseline, "digests": digests[begun[-1]["step"]]}
