@@ -28,6 +28,9 @@ from unbroken.store import open_store
 _START_SECONDS = 60.0
 _START_TRIES = 3
 _BUCKET = "unbroken-tests"
+_DIE_WITH_PARENT = (  # even where the tests are killed: PR_SET_PDEATHSIG is 1, and exec keeps it
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
     """A process that is ended for sure."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", _DIE_WITH_PARENT, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
