@@ -39,7 +39,7 @@ def assert_it_proved_the_resume(found: dict[str, Any], store: str) -> None:
     assert len(attempts) == 5
     assert [line["cause"] for line in attempts][-1] == "finished"
     assert {line["cause"] for line in attempts[:-1]} == {
-        "two-minute notice from EC2", "SIGTERM", "SIGKILL of the trainer", "SIGKILL of trainer and agent",
+        "two-minute EC2 notice", "SIGTERM", "SIGKILL trainer", "SIGKILL trainer+agent",
     }  # fmt: skip
     for line, following in itertools.pairwise(attempts):
         killed = "SIGKILL" in line["cause"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unbroken.clock import SYSTEM_CLOCK, parse_duration
-from unbroken.errors import EXIT_FAILED
+from unbroken.errors import EXIT_FAILED, NotFoundError
 
 if TYPE_CHECKING:
     from unbroken.drill import DrillPlan, DrillResult
@@ -85,6 +85,7 @@ def drill(
         check_determinism=check_determinism,
     )
     assumed = None in hourly
+    _check_store(where)
     with _stop_signals_raise():
         return _run(plan, as_json=as_json, assumed=assumed)
 
@@ -137,6 +138,18 @@ def _places(store: str | None) -> tuple[str, Path]:
     if base.scheme == "file":
         return f"{base}/{name}", Path(str(base)) / name / "logs"
     return f"{base}/{name}", Path("drill").absolute() / name / "logs"
+
+
+def _check_store(uri: str) -> None:
+    """Say now, and not after an agent was started, that a bucket is missing or a folder cannot be written."""
+    from unbroken.journal import Journal
+    from unbroken.store import open_store
+
+    try:
+        Journal.open(open_store(uri, create=True))
+    except NotFoundError as error:
+        if error.kind != "run":
+            raise
 
 
 def _first(*values: float | None) -> float | None:

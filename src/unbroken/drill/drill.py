@@ -104,7 +104,7 @@ class _Drill:
             again, _ = self._undisturbed("baseline-again", "Undisturbed training, once more")
             comparison = self._compare(baseline, again)
             if not comparison.identical:
-                return self._result(baseline, again, comparison, [], _Interrupted([], paid), paid)
+                return self._result(baseline, again, comparison, [], _Interrupted([], 0.0), paid)
         schedule = self._schedule(baseline)
         interrupted, outcome = self._interrupted(schedule)
         return self._result(baseline, interrupted, self._compare(baseline, interrupted), schedule, outcome, paid)

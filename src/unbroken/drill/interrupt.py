@@ -114,11 +114,13 @@ def _kill(pids: list[int]) -> bool:
 
 def sightings(striker: Striker) -> dict[int, Sighting]:
     """What was seen of each attempt, with the drill's own word for why it ended, by attempt."""
-    why = {made.attempt: SAYS[made.strike.kind] for made in striker.made}
-    return {
-        attempt: msgspec.structs.replace(seen, cause=why.get(attempt, ""))
-        for attempt, seen in striker.sightings.items()
-    }
+    seen = dict(striker.sightings)
+    for made in striker.made:
+        if made.attempt in seen:
+            seen[made.attempt] = msgspec.structs.replace(
+                seen[made.attempt], cause=SAYS[made.strike.kind], ended_at=made.at if made.kills else None
+            )
+    return seen
 
 
 def without_effect(made: list[Made], state: RunState) -> list[Made]:

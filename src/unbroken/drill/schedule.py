@@ -14,12 +14,12 @@ Kind = Literal["ec2-notice", "sigterm", "kill-trainer", "kill-both"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 SAYS: dict[Kind, str] = {
-    "ec2-notice": "two-minute notice from EC2",
+    "ec2-notice": "two-minute EC2 notice",
     "sigterm": "SIGTERM",
-    "kill-trainer": "SIGKILL of the trainer",
-    "kill-both": "SIGKILL of trainer and agent",
+    "kill-trainer": "SIGKILL trainer",
+    "kill-both": "SIGKILL trainer+agent",
 }
-"""The kinds in words."""
+"""The kinds in words, short enough for a table."""
 
 _TAIL_SECONDS = 1.5
 """Time that must be left before the end: a notice that is heard after the last step interrupts nothing."""

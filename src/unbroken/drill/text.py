@@ -91,7 +91,8 @@ def print_result(console: Console, result: DrillResult, *, assumed_prices: bool)
     if result.attempts:
         console.print("[bold]Attempts of the interrupted training[/bold]")
         console.print(attempts_table(result.attempts))
-    console.print("[bold]Final states, interrupted against undisturbed[/bold]")
+    pair = "interrupted against undisturbed" if result.attempts else "two undisturbed trainings"
+    console.print(f"[bold]Final states, {pair}[/bold]")
     console.print(_comparison_table(result.comparison))
     if result.attempts:
         _print_cost(console, result, assumed_prices)

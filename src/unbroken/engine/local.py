@@ -12,7 +12,7 @@ from typing import Protocol
 
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
 from unbroken.engine.launch import Launch
-from unbroken.errors import EXIT_FINISHED, EXIT_INTERRUPTED, ChildError
+from unbroken.errors import EXIT_FINISHED, EXIT_INTERRUPTED, AccessError, ChildError
 
 _LOOK_SECONDS = 0.01
 
@@ -101,10 +101,11 @@ class LocalEngine:
             the launches, all ended, in order; the last one left with 0.
 
         Raises:
+            AccessError: the folder for the logs cannot be made.
             ChildError: an agent left with a code that means "do not start again" (kind ``exit``), or there were too
                 many starts (kind ``starts``), or the time is up (kind ``timeout``).
         """
-        self._logs.mkdir(parents=True, exist_ok=True)
+        self._make_logs()
         deadline = self._clock.monotonic() + self._timeout
         launches: list[Launch] = []
         # A short path: it must fit into the address of a Unix socket.
@@ -115,6 +116,15 @@ class LocalEngine:
                 if launch.returncode == EXIT_FINISHED:
                     return launches
                 self._check_again(launch)
+
+    def _make_logs(self) -> None:
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AccessError(
+                f"the folder {self._logs} for logs cannot be made ({error.strerror})", kind="folder",
+                hint="Work in a folder that this user may write",
+            ) from error  # fmt: skip
 
     def _launch(self, number: int, folder: Path, watcher: Watcher, deadline: float) -> Launch:
         launch = Launch(
