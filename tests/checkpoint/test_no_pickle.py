@@ -1,0 +1,68 @@
+"""No pickle is ever read or written: nothing that comes out of a bucket may run code."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import unbroken
+
+SOURCES = sorted(Path(unbroken.__file__).parent.rglob("*.py"))
+MODULES = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "shelve",
+    "marshal",
+    "joblib",
+    "jsonpickle",
+    "copyreg",
+}
+CALLS = {
+    ("torch", "load"), ("torch", "save"), ("torch.jit", "load"), ("torch.package", "PackageImporter"),
+    ("numpy", "load"), ("numpy", "save"), ("numpy", "savez"), ("np", "load"), ("np", "save"),
+}  # fmt: skip
+NAMES = {"eval", "exec", "__reduce__", "__reduce_ex__", "allow_pickle", "weights_only"}
+
+
+def uses(tree: ast.AST) -> list[str]:
+    """Everything in a source file that could read or write a pickle, or run what it reads."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in MODULES]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            found += [module] if module.split(".")[0] in MODULES else []
+            found += [f"{module}.{each.name}" for each in node.names if (module, each.name) in CALLS]
+        elif isinstance(node, ast.Attribute) and (ast.unparse(node.value), node.attr) in CALLS:
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.Name) and node.id in NAMES:
+            found.append(node.id)
+        elif isinstance(node, ast.keyword) and node.arg in NAMES:
+            found.append(node.arg)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
+def test_no_source_file_uses_pickle(path: Path) -> None:
+    assert uses(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "import pickle as p", "from pickle import loads", "import torch\ntorch.load(x)",
+        "from torch import save", "numpy.load(f, allow_pickle=True)", "f(weights_only=False)", "eval(text)",
+    ],
+)  # fmt: skip
+def test_the_search_finds_what_it_searches_for(source: str) -> None:
+    assert uses(ast.parse(source))
+
+
+def test_the_search_saw_the_package() -> None:
+    assert {"tree.py", "restore.py", "journal.py"} <= {path.name for path in SOURCES}
