@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -63,7 +64,8 @@ class AgentLink:
         self._clock = clock
         self._folder = Path(tempfile.mkdtemp(prefix="unbroken-"))
         self.progress = ProgressPage(self._progress_path(), create=True)
-        self._closing = False
+        self._bye: Bye | None = None
+        self._lock = threading.Lock()  # held where the channel is exchanged, or given its last word
         self._agent: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._messages: Iterator[Message] = iter(())
@@ -103,16 +105,22 @@ class AgentLink:
 
     def close(self, bye: Bye) -> None:
         """Say how the attempt ended and take the connection down."""
-        self._closing = True
-        self.send(bye)
-        if self._channel is not None:
-            self._channel.close()
+        with self._lock:
+            self._bye = bye
+            self._part(self._channel, bye)
         if self._listener is not None:
-            self._listener.join(5.0)
+            self._listener.join(_FAREWELL_SECONDS)
         self.progress.close()
         if self._agent is not None:
             self._wait_for_agent(self._agent)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @staticmethod
+    def _part(channel: Channel | None, bye: Bye) -> None:
+        if channel is not None:
+            with contextlib.suppress(ChannelError):
+                channel.send(bye)
+            channel.close()
 
     def _wait_for_agent(self, agent: subprocess.Popen[bytes]) -> None:
         """An agent of our own journals how we ended, and ends; in its own session, it may take longer than we do."""
@@ -148,8 +156,11 @@ class AgentLink:
             watchdog.cancel()
         match answer:
             case Welcome():
-                self.attempt, self.claim = answer.attempt, answer.claim
-                self._channel, self._messages = channel, messages
+                with self._lock:
+                    self.attempt, self.claim = answer.attempt, answer.claim
+                    self._channel, self._messages = channel, messages
+                    if self._bye is not None:  # the attempt ended while this agent was being greeted
+                        self._part(channel, self._bye)
             case Refused():
                 channel.close()
                 raise _error(answer)
@@ -169,7 +180,7 @@ class AgentLink:
                     self._hear(message)
             except ChannelError as error:
                 _log.warning("unbroken: %s", error)
-            if self._closing:
+            if self._bye is not None:
                 return
             _log.warning("unbroken: the agent is gone; training goes on, starting another one")
             lost, self._channel = self._channel, None
