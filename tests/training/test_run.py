@@ -26,6 +26,7 @@ from unbroken.journal import Journal, Origin
 from unbroken.journal.events import CheckpointCommitted, Note
 from unbroken.store import open_store
 from unbroken.testing import flip_bit
+from unbroken.training.agent_link import AgentLink
 from unbroken.training.attempt import Attempt
 
 
@@ -458,4 +459,5 @@ def test_an_attempt_opens_with_the_error_that_its_agent_met(tmp_path):
     from unbroken.training.objects import state_objects
 
     with pytest.raises(ConfigError, match="is a file, not a folder"):
-        Attempt.open(str(path), state_objects({"m": torch.nn.Linear(1, 1)}), clock=SYSTEM_CLOCK)
+        link = AgentLink(str(path), clock=SYSTEM_CLOCK)
+        Attempt.open(link, state_objects({"m": torch.nn.Linear(1, 1)}), clock=SYSTEM_CLOCK)

@@ -63,7 +63,7 @@ class RankRef(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The state of a run after one step."""
 
     format: int
@@ -81,6 +81,8 @@ class Manifest(msgspec.Struct, frozen=True):
     packs: list[PackRecord]
     ranks: list[RankRef]
     """What each rank made durable, by rank: the parts of which ``tensors`` and ``packs`` are made up."""
+    partial: bool = False
+    """It was imported: objects of a program that it lacks keep their initial state."""
 
     @property
     def size(self) -> int:

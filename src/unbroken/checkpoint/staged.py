@@ -26,6 +26,7 @@ class HostState:
             ``step``.
         began_at: monotonic seconds at the step boundary.
         stall: seconds for which the loop stood still.
+        partial: it was imported, and is allowed to lack objects of the program.
     """
 
     step: int
@@ -34,6 +35,7 @@ class HostState:
     metrics: Metrics = field(default_factory=dict)
     began_at: float = 0.0
     stall: float = 0.0
+    partial: bool = False
 
 
 def check_state(state: HostState) -> None:

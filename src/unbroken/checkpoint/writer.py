@@ -157,7 +157,7 @@ class CheckpointWriter:
             format=FORMAT, run=self._journal.info.run, step=state.step, attempt=self._lease.attempt, nonce=nonce,
             created_at=round(self._clock.now(), 3), world_size=1,
             parent=self._parent.record.event.manifest if self._parent else "",
-            state=state.tree, tensors=tensors, packs=packs, ranks=ranks,
+            state=state.tree, tensors=tensors, packs=packs, ranks=ranks, partial=state.partial,
         )  # fmt: skip
 
 

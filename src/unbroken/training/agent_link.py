@@ -17,6 +17,7 @@ from pathlib import Path
 import unbroken.errors
 from unbroken.clock import Clock
 from unbroken.errors import StoreError, UnbrokenError
+from unbroken.journal import Journal
 from unbroken.link.channel import Channel, ChannelError, connect
 from unbroken.link.messages import (
     PROTOCOL,
@@ -31,6 +32,7 @@ from unbroken.link.messages import (
     Welcome,
 )
 from unbroken.link.progress import ProgressPage
+from unbroken.store import open_store
 
 _log = logging.getLogger("unbroken")
 
@@ -92,6 +94,14 @@ class AgentLink:
             ) from error
         self._listener = threading.Thread(target=self._listen, name="unbroken-link", daemon=True)
         self._listener.start()
+
+    def open_journal(self) -> Journal:
+        """The journal of the run that the agent has opened.
+
+        Raises:
+            UnbrokenError: it cannot be read.
+        """
+        return Journal.open(open_store(self._uri), clock=self._clock)
 
     def send(self, message: FromTrainer) -> None:
         """Tell the agent something; an agent that is gone is no reason to stop training."""

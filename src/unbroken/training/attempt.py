@@ -6,13 +6,14 @@ import logging
 import os
 import socket
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 from unbroken.checkpoint import CheckpointWriter, HostState, Manifest, Metrics, restore_newest
 from unbroken.clock import Clock
 from unbroken.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    ConfigError,
     DamagedError,
     FencedError,
     Interrupted,
@@ -22,8 +23,8 @@ from unbroken.errors import (
 from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
 from unbroken.journal.events import CheckpointCommitted, Event, Note, RunFinished
 from unbroken.link.messages import Bye, Committed, FromTrainer, Restored, SaveFailed
-from unbroken.store import open_store
-from unbroken.training.agent_link import AgentLink
+from unbroken.training.agent_link import StopRequest
+from unbroken.training.cadence import Cadence
 from unbroken.training.capture import capture
 from unbroken.training.objects import StateObject
 from unbroken.training.restore import apply_state, load_state
@@ -35,14 +36,36 @@ _log = logging.getLogger("unbroken")
 _MESSAGE_LIMIT = 2000
 
 
+class Link(Protocol):
+    """What an attempt needs of whoever claimed it: an agent, or this process itself."""
+
+    attempt: int
+    claim: str
+    stop: StopRequest | None
+    """Set, from another thread, when the machine will be taken."""
+    advised: bool
+    """Set when an interruption became likely; whoever acts on it clears it."""
+
+    def open(self) -> None:
+        """Become an attempt of the run; raises an UnbrokenError where that fails."""
+
+    def open_journal(self) -> Journal:
+        """The run's journal, for writing with the claimed attempt."""
+
+    def send(self, message: FromTrainer) -> None:
+        """Tell what happened; never raises."""
+
+    def close(self, bye: Bye) -> None:
+        """Say how the attempt ended; never raises."""
+
+
 class Attempt:
     """An opened attempt; :meth:`open` makes one. The loop's thread calls it, a :class:`Saver` works behind it."""
 
-    def __init__(self, link: AgentLink, journal: Journal, objects: list[StateObject], *, clock: Clock) -> None:
+    def __init__(self, link: Link, journal: Journal, *, clock: Clock) -> None:
         self.link = link
-        self._journal = journal
+        self.journal = journal
         self._lease = Lease(link.attempt, link.claim)
-        self._objects = objects
         self._clock = clock
         self._origin = Origin(host=socket.gethostname(), pid=os.getpid())
         self._staging = StagingArea()
@@ -56,22 +79,21 @@ class Attempt:
         self._saver = Saver(self._writer, on_committed=self._committed, on_failed=self._failed, clock=clock)
 
     @classmethod
-    def open(cls, uri: str, objects: list[StateObject], *, clock: Clock) -> Attempt:
-        """Become an attempt of the run at ``uri`` and read its journal.
+    def open(cls, link: Link, objects: list[StateObject], *, clock: Clock) -> Attempt:
+        """Become an attempt of the run of ``link`` and read its journal.
 
         Raises:
-            UnbrokenError: the run cannot be opened.
+            UnbrokenError: the run cannot be opened, or the state of the objects cannot be saved.
         """
-        link = AgentLink(uri, clock=clock)
         try:
             link.open()
             capture(objects)  # a state that cannot be saved is refused now, not at the first save
-            return cls(link, Journal.open(open_store(uri), clock=clock), objects, clock=clock)
+            return cls(link, link.open_journal(), clock=clock)
         except BaseException as error:
             link.close(farewell(error, step=0))
             raise
 
-    def restore(self) -> int:
+    def restore(self, objects: list[StateObject]) -> int:
         """Load the newest sound checkpoint into the objects.
 
         Returns:
@@ -82,25 +104,35 @@ class Attempt:
             DamagedError: every checkpoint is damaged.
         """
         began = self._clock.monotonic()
-        store = self._journal.store
+        store = self.journal.store
 
         def load(_: CheckpointRecord, manifest: Manifest) -> dict[str, Any]:
             return load_state(store, manifest)
 
-        found = restore_newest(store, self._journal.state, load, on_damaged=self._passed_over)
-        step, size = 0, 0
-        if found is not None:
-            record, manifest, state = found
-            apply_state(self._objects, state)
-            self._writer.continue_from(record, manifest)
-            self._newest = record.event
-            step, size = record.step, manifest.size
-        seconds = round(self._clock.monotonic() - began, 6)
+        found = restore_newest(store, self.journal.state, load, on_damaged=self.passed_over)
+        if found is None:
+            self._began_at(0, 0, self._clock.monotonic() - began)
+            return 0
+        record, manifest, state = found
+        apply_state(objects, state, partial=manifest.partial)
+        self.continue_from(record, manifest, seconds=self._clock.monotonic() - began)
+        return record.step
+
+    def continue_from(self, record: CheckpointRecord, manifest: Manifest, *, seconds: float) -> None:
+        """Journal that training goes on from a checkpoint, whose restore took ``seconds``: the parent of the next one.
+
+        No save may be under way.
+        """
+        self._writer.continue_from(record, manifest)
+        self._newest = record.event
+        self._began_at(record.step, manifest.size, seconds)
+
+    def _began_at(self, step: int, size: int, seconds: float) -> None:
+        seconds = round(seconds, 6)
         self._append(
             Note("restored", f"training goes on from step {step}", {"step": step, "seconds": seconds, "bytes": size})
         )
         self.link.send(Restored(step, seconds, size))
-        return step
 
     @property
     def durable_step(self) -> int:
@@ -126,23 +158,49 @@ class Attempt:
         if self._saver.fatal is not None:
             raise self._saver.fatal
 
-    def save(self, step: int, metrics: Metrics) -> PendingSave | None:
-        """Stage the state and hand it to the saver; returns when the loop may go on.
+    def attend(self, cadence: Cadence) -> None:
+        """At a step boundary: let the cadence know what other threads reported.
+
+        Raises:
+            FencedError: another attempt owns the run.
+        """
+        self.raise_fatal()
+        if self.save_failed:
+            self.save_failed = False
+            cadence.failed()
+        if self.link.advised:
+            self.link.advised = False
+            cadence.advised()
+
+    def save(self, objects: list[StateObject], step: int, metrics: Metrics) -> PendingSave | None:
+        """Stage the state of the objects and hand it to the saver; returns when the loop may go on.
 
         Returns:
             the save on its way, or None where the host has no memory free for it now.
+        """
+        try:
+            return self.stage(objects, step, metrics)
+        except MemoryError as error:
+            self.report_failure(step, error)
+            return None
+
+    def stage(self, objects: list[StateObject], step: int, metrics: Metrics) -> PendingSave | None:
+        """As :meth:`save`, but None only while both slots are being uploaded.
+
+        Raises:
+            MemoryError: the host has no room for the state.
+            ConfigError: a value that a checkpoint cannot hold; names its path.
         """
         began = self._clock.monotonic()
         slot = self._staging.take()
         if slot is None:
             return None
-        captured = capture(self._objects)
         try:
+            captured = capture(objects)
             slot.fill(captured.tensors)
-        except MemoryError as error:
+        except BaseException:
             slot.release()
-            self._report_failure(step, error)
-            return None
+            raise
         state = HostState(
             step, captured.tree, slot.tensors, metrics, began_at=began, stall=self._clock.monotonic() - began
         )
@@ -164,7 +222,7 @@ class Attempt:
         Raises:
             FencedError: another attempt owns the run.
         """
-        if self._journal.state.finished_step != step:
+        if self.journal.state.finished_step != step:
             self._append(RunFinished(step))
 
     def tell(self, message: FromTrainer) -> None:
@@ -178,9 +236,10 @@ class Attempt:
         self.link.close(bye)
 
     def _append(self, event: Event) -> None:
-        self._journal.append(event, self._origin, self._lease)
+        self.journal.append(event, self._origin, self._lease)
 
-    def _passed_over(self, record: CheckpointRecord, error: DamagedError) -> None:
+    def passed_over(self, record: CheckpointRecord, error: DamagedError) -> None:
+        """Say and journal that a checkpoint is damaged and an older one is used."""
         _log.warning("unbroken: the checkpoint of step %d is damaged and passed over: %s", record.step, error)
         self._append(Note("damaged", error.message, {"step": record.step, "manifest": record.event.manifest}))
 
@@ -190,10 +249,11 @@ class Attempt:
         self._journal_untold()
 
     def _failed(self, step: int, error: Exception) -> None:
-        self._report_failure(step, error)
+        self.report_failure(step, error)
         self._journal_untold()
 
-    def _report_failure(self, step: int, error: Exception) -> None:
+    def report_failure(self, step: int, error: Exception) -> None:
+        """Say that a save was given up, and journal it with the next commit. Safe from any thread."""
         _log.warning("unbroken: the save of step %d failed; training goes on: %s", step, error)
         self.link.send(SaveFailed(step, str(error)))
         with self._lock:
@@ -223,3 +283,17 @@ def farewell(error: BaseException, *, step: int) -> Bye:
         return Bye("interrupted", step, message=error.message, exit_code=EXIT_INTERRUPTED)
     code = error.exit_code if isinstance(error, UnbrokenError) else EXIT_FAILED
     return Bye("failed", step, type(error).__name__, str(error)[:_MESSAGE_LIMIT], code)
+
+
+def refuse_several_ranks() -> None:
+    """Refuse to be one of several ranks.
+
+    Raises:
+        ConfigError: ``WORLD_SIZE`` says that there are several.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world not in ("", "1"):
+        raise ConfigError(
+            f"WORLD_SIZE is {world}: this version trains on a single process", kind="ranks",
+            hint="Start one process, without torchrun",
+        )  # fmt: skip

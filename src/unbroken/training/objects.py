@@ -39,6 +39,25 @@ def state_objects(state: dict[str, object]) -> list[StateObject]:
     Raises:
         ConfigError: a name that cannot be used, or an object whose state cannot be read; names it.
     """
+    check_names(state)
+    objects = []
+    for name, value in state.items():
+        item = adapt(name, value)
+        if item is None:
+            raise ConfigError(
+                f"state[{name!r}] is a {_type_name(value)}, which has no state_dict() and load_state_dict()",
+                kind="state", hint=_hint(value),
+            )  # fmt: skip
+        objects.append(item)
+    return [*objects, random_generators()]
+
+
+def check_names(state: dict[str, object]) -> None:
+    """Refuse a state without parts, or with a part whose name cannot be used.
+
+    Raises:
+        ConfigError: names it.
+    """
     if not state:
         raise ConfigError("the state is empty", kind="state", hint="Pass at least state={'model': model}")
     for name in state:
@@ -47,10 +66,15 @@ def state_objects(state: dict[str, object]) -> list[StateObject]:
                 f"{name!r} cannot name a part of the state", kind="state",
                 hint=f"Use a word without '/', not beginning with '$', other than {RNG!r}",
             )  # fmt: skip
-    return [*(_adapt(name, value) for name, value in state.items()), StateObject(RNG, None, _read_rng, _load_rng)]
 
 
-def _adapt(name: str, value: object) -> StateObject:
+def random_generators() -> StateObject:
+    """The global random number generators of Python, NumPy and torch, under the name :data:`RNG`."""
+    return StateObject(RNG, None, _read_rng, _load_rng)
+
+
+def adapt(name: str, value: object) -> StateObject | None:
+    """How to read and load an object's state in place; None for a value that has none."""
     if isinstance(value, torch.Tensor):
         return StateObject(name, value, lambda: value, lambda saved: _load_tensor(name, value, saved))
     if isinstance(value, torch.Generator):
@@ -63,10 +87,7 @@ def _adapt(name: str, value: object) -> StateObject:
     read, load = getattr(value, "state_dict", None), getattr(value, "load_state_dict", None)
     if callable(read) and callable(load) and not isinstance(value, type):
         return StateObject(name, value, read, load)
-    raise ConfigError(
-        f"state[{name!r}] is a {_type_name(value)}, which has no state_dict() and load_state_dict()",
-        kind="state", hint=_hint(value),
-    )  # fmt: skip
+    return None
 
 
 def _hint(value: object) -> str:

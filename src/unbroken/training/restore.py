@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from unbroken.checkpoint import Manifest, TensorRecord, decode_tree, read_tensors
+from unbroken.checkpoint.tree import tensor_names
 from unbroken.errors import MismatchError, UnbrokenError
 from unbroken.store import Store
 from unbroken.training.capture import rebuild
@@ -17,8 +19,11 @@ _NAMED = 10
 """How many tensors an error names before it only counts."""
 
 
-def load_state(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """Read a checkpoint's whole state into host memory, every byte verified.
+def load_state(store: Store, manifest: Manifest, only: Collection[str] | None = None) -> dict[str, Any]:
+    """Read a checkpoint's state into host memory, every byte verified.
+
+    Args:
+        only: names of the objects to read; those that the checkpoint lacks are passed over. All by default.
 
     Returns:
         the state by object name, with CPU tensors.
@@ -33,8 +38,11 @@ def load_state(store: Store, manifest: Manifest) -> dict[str, Any]:
         tensors[record.name] = tensor
         return _bytes_of(tensor)
 
-    read_tensors(store, manifest, allocate=allocate)
-    state: dict[str, Any] = rebuild(decode_tree(manifest.state), tensors)
+    tree = manifest.state
+    if only is not None:
+        tree = {name: part for name, part in tree.items() if name in only}
+    read_tensors(store, manifest, None if only is None else tensor_names(tree), allocate=allocate)
+    state: dict[str, Any] = rebuild(decode_tree(tree), tensors)
     return state
 
 
@@ -46,29 +54,49 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
 
 
-def apply_state(objects: list[StateObject], state: dict[str, Any]) -> None:
+def apply_state(objects: list[StateObject], state: dict[str, Any], *, partial: bool = False) -> None:
     """Load each object's part of ``state`` into it.
 
     Everything is compared first, so that a program that does not fit is refused before any of its objects has changed.
 
+    Args:
+        partial: the checkpoint is allowed to lack objects (it was imported): these keep the state that they have.
+
     Raises:
         MismatchError: the state does not fit; names the objects or tensors.
     """
+    compare_names(objects, state, partial=partial)
+    held = [item for item in objects if item.name in state]
+    for item in held:
+        if isinstance(item.value, torch.nn.Module):
+            _compare_module(item, state[item.name])
+    for item in held:
+        _load(item, state[item.name])
+
+
+def compare_names(objects: list[StateObject], held: Collection[str], *, partial: bool, exact: bool = True) -> None:
+    """Refuse objects that a checkpoint does not hold.
+
+    Args:
+        held: the names of what the checkpoint holds.
+        partial: the checkpoint is allowed to lack some of the objects, not all.
+        exact: refuse what the checkpoint holds in addition, too.
+
+    Raises:
+        MismatchError: names what is missing here or there.
+    """
     names = [item.name for item in objects]
-    missing = [name for name in names if name not in state]
-    unknown = [name for name in state if name not in names]
+    missing = [name for name in names if name not in held]
+    unknown = [name for name in held if name not in names] if exact else []
+    if partial and len(missing) < len(names):
+        missing = []
     if missing or unknown:
         raise MismatchError(
-            f"the checkpoint holds {', '.join(state)}, and the program's state {', '.join(names)}", kind="objects",
+            f"the checkpoint holds {', '.join(held)}, and the program's state {', '.join(names)}", kind="objects",
             hint="Pass the same names in state={...} as the attempts before; "
             + _differences([*(f"{n} is not in the checkpoint" for n in missing),
                             *(f"{n} is only in the checkpoint" for n in unknown)]),
         )  # fmt: skip
-    for item in objects:
-        if isinstance(item.value, torch.nn.Module):
-            _compare_module(item, state[item.name])
-    for item in objects:
-        _load(item, state[item.name])
 
 
 def _compare_module(item: StateObject, saved: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ from unbroken.errors import ConfigError, DeadlineError, FencedError, Interrupted
 from unbroken.link.messages import EVERY_VARIABLE, RUN_VARIABLE, Bye, SignalReceived, Stopping
 from unbroken.notice.grace import grace_from
 from unbroken.store import parse_uri
-from unbroken.training.agent_link import StopRequest
-from unbroken.training.attempt import Attempt, farewell
+from unbroken.training.agent_link import AgentLink, StopRequest
+from unbroken.training.attempt import Attempt, farewell, refuse_several_ranks
 from unbroken.training.cadence import Cadence, parse_every
 from unbroken.training.logbook import Logbook
 from unbroken.training.objects import state_objects
@@ -49,7 +49,7 @@ class Run:
         self, uri: str, *, state: dict[str, Any], every: int | str = "10min", clock: Clock = SYSTEM_CLOCK
     ) -> None:
         install_exit_codes()
-        _refuse_several_ranks()
+        refuse_several_ranks()
         self.uri = str(parse_uri(os.environ.get(RUN_VARIABLE) or uri))
         self._every = parse_every(os.environ.get(EVERY_VARIABLE) or every)
         self._grace = grace_from()
@@ -57,6 +57,7 @@ class Run:
         self._clock = clock
         self._signals = StopSignals()
         self._logbook = Logbook()
+        self._link: AgentLink | None = None
         self._attempt: Attempt | None = None
         self._step = 0
         self._looping = False
@@ -87,8 +88,9 @@ class Run:
             raise ConfigError("the run is open already", kind="loop", hint="Use one `with run:` for each Run")
         self._signals.install()
         try:
-            self._attempt = Attempt.open(self.uri, self._objects, clock=self._clock)
-            self._step = self._attempt.restore()
+            self._link = AgentLink(self.uri, clock=self._clock)
+            self._attempt = Attempt.open(self._link, self._objects, clock=self._clock)
+            self._step = self._attempt.restore(self._objects)
         except BaseException as error:
             self._end(error)
             raise
@@ -114,14 +116,14 @@ class Run:
             FencedError: another attempt owns the run.
             StoreError: the final checkpoint could not be made durable.
         """
-        attempt = self._opened
+        attempt, link = self._opened, self._linked
         if self._looping:
             raise ConfigError("run.steps is in use already", kind="loop", hint="Use one loop in each `with run:`")
         if isinstance(until, bool) or not isinstance(until, int) or until < 0:
             raise ConfigError(f"until={until!r} is no number of steps", kind="until", hint="Write a whole number")
         self._looping = True
         # Everything that the loop touches each step is a local name: a step without a save costs a microsecond or two.
-        link, page, signals, clock = attempt.link, attempt.link.progress, self._signals, self._clock
+        page, signals, clock = link.progress, self._signals, self._clock
         cadence = Cadence(self._every, step=self._step, clock=clock)
         started = clock.now()
         page.write(self._step, until, started, cadence.next_save_at, cadence.next_save_step, started)
@@ -157,16 +159,16 @@ class Run:
             raise ConfigError("the run is not open", kind="loop", hint="Put the loop inside `with run:`")
         return self._attempt
 
+    @property
+    def _linked(self) -> AgentLink:
+        if self._link is None:
+            raise ConfigError("the run is not open", kind="loop", hint="Put the loop inside `with run:`")
+        return self._link
+
     def _save_if_due(self, cadence: Cadence) -> None:
         """At a step boundary: act on what other threads reported, and save if a save is due."""
         attempt = self._opened
-        attempt.raise_fatal()
-        if attempt.save_failed:
-            attempt.save_failed = False
-            cadence.failed()
-        if attempt.link.advised:
-            attempt.link.advised = False
-            cadence.advised()
+        attempt.attend(cadence)
         # While a save is under way the next one waits: the loop never does, and no third copy of the state is needed.
         if cadence.due(self._step, self._clock.monotonic()) and not attempt.busy:
             self._stage()
@@ -175,7 +177,7 @@ class Run:
     def _stage(self) -> PendingSave | None:
         attempt = self._opened
         self._logbook.forget(attempt.durable_step)
-        return attempt.save(self._step, self._logbook.until(self._step))
+        return attempt.save(self._objects, self._step, self._logbook.until(self._step))
 
     def _leave(self) -> NoReturn:
         """Save this boundary within the time that is left, and end the process with 75."""
@@ -255,12 +257,3 @@ class Run:
 
 def _durable(attempt: Attempt) -> str:
     return f"step {attempt.durable_step}" if attempt.durable_step >= 0 else "nothing"
-
-
-def _refuse_several_ranks() -> None:
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world not in ("", "1"):
-        raise ConfigError(
-            f"WORLD_SIZE is {world}: this version trains on a single process", kind="ranks",
-            hint="Start one process, without torchrun",
-        )  # fmt: skip
