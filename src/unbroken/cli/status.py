@@ -21,6 +21,7 @@ _STATES = {
     "crashed": "its newest attempt crashed",
     "failed": "its newest attempt failed",
     "left": "its loop was left early",
+    "no word": "its newest attempt was replaced and never said how it ended",
     "stopped-no-progress": "stopped: attempt after attempt committed nothing",
 }
 

@@ -28,16 +28,21 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AttemptClaimed(msgspec.Struct, tag="attempt-claimed", frozen=True, omit_defaults=True):
-    """A new attempt owns the run; every lower one is fenced from here on. The entry's ``claim`` names it."""
+    """A new attempt owns the run; every lower one is fenced from here on. The entry's ``claim`` names it.
+
+    ``purpose`` is "" for an attempt that trains; another word (``prune``) for one that only tends the run.
+    """
 
     command: list[str] = []
+    purpose: str = ""
 
 
 class AttemptEnded(msgspec.Struct, tag="attempt-ended", frozen=True, omit_defaults=True):
     """The attempt is over.
 
     ``cause`` is one of ``finished``, ``interrupted``, ``crashed``, ``failed``, ``left``,
-    ``stopped-no-progress``. ``last_step`` is the last completed step as far as is known, or -1.
+    ``stopped-no-progress``, ``maintenance`` (it did not train). ``last_step`` is the last completed step
+    as far as is known, or -1.
     """
 
     cause: str

@@ -148,8 +148,20 @@ class Journal:
                 pass
             return self.entries[before:]
 
-    def claim(self, origin: Origin, *, command: list[str] | None = None) -> Lease:
+    def claim(
+        self,
+        origin: Origin,
+        *,
+        command: list[str] | None = None,
+        purpose: str = "",
+        unless: Callable[[RunState], None] | None = None,
+    ) -> Lease:
         """Begin a new attempt, which fences every earlier one.
+
+        Args:
+            purpose: what for, where that is not training.
+            unless: refuses, by raising, to claim the run in this state. It is asked about the very state that the
+                claim would follow: nothing can come between.
 
         Returns:
             the lease to append with.
@@ -157,12 +169,14 @@ class Journal:
         claim = secrets.token_hex(8)
 
         def next_attempt() -> Lease:
+            if unless is not None:
+                unless(self.state)
             owner = self.state.owner
             return Lease(owner.attempt + 1 if owner else 1, claim)
 
         with self._lock:
             self.refresh()
-            entry = self._append(AttemptClaimed(command or []), origin, next_attempt)
+            entry = self._append(AttemptClaimed(command or [], purpose), origin, next_attempt)
             return Lease(entry.attempt, claim)
 
     def append(self, event: Event, origin: Origin, lease: Lease) -> Entry:
@@ -176,6 +190,16 @@ class Journal:
 
         with self._lock:
             return self._append(event, origin, lambda: self._still(lease))
+
+    def require(self, lease: Lease) -> None:
+        """Read on, and return if ``lease`` still holds the run.
+
+        Raises:
+            FencedError: a later attempt owns the run.
+        """
+        with self._lock:
+            self.refresh()
+            self._still(lease)
 
     def _still(self, lease: Lease) -> Lease:
         owner = self.state.owner

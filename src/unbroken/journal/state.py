@@ -49,6 +49,13 @@ class AttemptRecord:
     ended: AttemptEnded | None = None
     last_seen_at: float = 0.0
     """When its last entry was written."""
+    purpose: str = ""
+    """What it was claimed for, where that was not training."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is an attempt of the training, not one that only tends the run."""
+        return not self.purpose
 
     @property
     def made_progress(self) -> bool:
@@ -79,11 +86,18 @@ class RunState:
     time."""
     _committed: set[str] = field(default_factory=set)
 
+    @property
+    def trainings(self) -> list[AttemptRecord]:
+        """The attempts that train, oldest first."""
+        return [self.attempts[number] for number in sorted(self.attempts) if self.attempts[number].trains]
+
     def attempts_without_progress(self) -> int:
-        """How many of the latest attempts in a row made no progress, since the last stop for that reason."""
+        """How many of the latest attempts in a row made no progress, since the last stop for that reason.
+
+        Attempts that did not train count neither way.
+        """
         count = 0
-        for number in sorted(self.attempts, reverse=True):
-            record = self.attempts[number]
+        for record in reversed(self.trainings):
             if record.made_progress or (record.ended is not None and record.ended.cause == NO_PROGRESS):
                 break
             count += 1
@@ -106,7 +120,10 @@ class RunState:
         if not self._counts(entry):
             self.ignored.append(entry)
         elif isinstance(entry.event, AttemptClaimed):
-            record = AttemptRecord(entry.attempt, entry.claim, entry.origin, entry.at, last_seen_at=entry.at)
+            record = AttemptRecord(
+                entry.attempt, entry.claim, entry.origin, entry.at,
+                last_seen_at=entry.at, purpose=entry.event.purpose,
+            )  # fmt: skip
             self.attempts[entry.attempt] = self.owner = record
         else:
             self._recorded(entry, self.attempts[entry.attempt])

@@ -8,7 +8,7 @@ import msgspec
 
 from unbroken.journal import Entry, RunState
 from unbroken.journal.events import Note
-from unbroken.report.timeline import AttemptLine, build_timeline, lost_seconds
+from unbroken.report.timeline import UNKNOWN, AttemptLine, build_timeline, lost_seconds
 
 
 class DurableStep(msgspec.Struct, frozen=True):
@@ -46,7 +46,8 @@ class RunSummary(msgspec.Struct, frozen=True):
     run: str
     created_at: float
     state: str
-    """``new`` (no attempt yet), ``finished``, ``open`` (the newest attempt goes on), or why that attempt ended."""
+    """``new`` (no attempt yet), ``finished``, ``open`` (the newest attempt goes on), or why that attempt ended.
+    Attempts that did not train are passed over."""
     finished_step: int | None
     durable: DurableStep | None
     attempts: list[AttemptLine]
@@ -94,12 +95,14 @@ def summarise(
 
 
 def _state(state: RunState) -> str:
-    owner = state.owner
-    if owner is None:
+    if not state.trainings:
         return "new"
     if state.finished_step is not None:
         return "finished"
-    return owner.ended.cause if owner.ended is not None else "open"
+    newest = state.trainings[-1]
+    if newest.ended is not None:
+        return newest.ended.cause
+    return "open" if newest is state.owner else UNKNOWN
 
 
 def _durable(state: RunState, now: float) -> DurableStep | None:

@@ -67,7 +67,7 @@ class AttemptLine(msgspec.Struct, frozen=True):
 def build_timeline(
     entries: Sequence[Entry], state: RunState, sightings: Mapping[int, Sighting] | None = None
 ) -> list[AttemptLine]:
-    """The attempts of a run, oldest first.
+    """The attempts of a run, oldest first. Those that did not train are left out.
 
     Args:
         entries: the run's journal.
@@ -76,10 +76,18 @@ def build_timeline(
     """
     seen = sightings or {}
     restored_at = _restored_moments(entries, state)
-    attempts = [state.attempts[number] for number in sorted(state.attempts)]
+    attempts = state.trainings
     marks = [_milestones(record, restored_at, seen.get(record.attempt)) for record in attempts]
     return [
-        _line(record, marks[i], attempts[i + 1 :], marks[i + 1 :], restored_at, seen.get(record.attempt))
+        _line(
+            record,
+            marks[i],
+            attempts[i + 1 :],
+            marks[i + 1 :],
+            restored_at,
+            seen.get(record.attempt),
+            replaced=record is not state.owner,
+        )
         for i, record in enumerate(attempts)
     ]
 
@@ -140,6 +148,8 @@ def _line(
     later_marks: Sequence[_Milestones],
     restored_at: Mapping[int, float],
     seen: Sighting | None,
+    *,
+    replaced: bool,
 ) -> AttemptLine:
     restored = _restored_step(record)
     last_step, last_step_at = marks[-1] if marks else (-1, None)
@@ -153,9 +163,9 @@ def _line(
         price=record.origin.price,
         currency=record.origin.currency,
         began_at=record.claimed_at,
-        ended_at=_ended_at(record, later, seen),
+        ended_at=_ended_at(record, replaced, seen),
         last_seen_at=record.last_seen_at,
-        cause=_cause(record, later, seen),
+        cause=_cause(record, replaced, seen),
         restored_step=restored,
         last_step=last_step,
         last_step_at=last_step_at,
@@ -166,18 +176,18 @@ def _line(
     )
 
 
-def _ended_at(record: AttemptRecord, later: Sequence[AttemptRecord], seen: Sighting | None) -> float | None:
+def _ended_at(record: AttemptRecord, replaced: bool, seen: Sighting | None) -> float | None:
     if seen is not None and seen.ended_at is not None:
         return seen.ended_at
-    return record.last_seen_at if record.ended is not None or later else None
+    return record.last_seen_at if record.ended is not None or replaced else None
 
 
-def _cause(record: AttemptRecord, later: Sequence[AttemptRecord], seen: Sighting | None) -> str:
+def _cause(record: AttemptRecord, replaced: bool, seen: Sighting | None) -> str:
     if seen is not None and seen.cause:
         return seen.cause
     if record.ended is not None:
         return record.ended.cause
-    return UNKNOWN if later else ""
+    return UNKNOWN if replaced else ""
 
 
 def _when_reached(marks: _Milestones, step: int) -> float | None:
