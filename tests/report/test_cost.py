@@ -27,7 +27,8 @@ def test_attempts_without_a_price_cost_nothing_known(hand: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "text"), [(412.5, "412.50 USD"), (0.09314, "0.0931 USD"), (0.0, "0.00 USD"), (-0.25, "-0.2500 USD")]
+    ("amount", "text"),
+    [(412.5, "412.50 USD"), (8.33, "8.33 USD"), (0.09314, "0.0931 USD"), (0.0, "0.00 USD"), (-0.25, "-0.2500 USD")],
 )
 def test_small_amounts_keep_their_digits(amount: float, text: str) -> None:
     assert money(amount, "USD") == text

@@ -37,5 +37,5 @@ def cost_of(timeline: Sequence[AttemptLine]) -> list[Cost]:
 
 def money(amount: float, currency: str) -> str:
     """Write an amount so that small ones keep their digits: ``412.50 USD``, ``0.0931 USD``."""
-    digits = 2 if abs(amount) >= 10 or amount == 0 else 4
+    digits = 2 if abs(amount) >= 1 or amount == 0 else 4
     return f"{amount:.{digits}f} {currency}".rstrip()
