@@ -18,12 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from unbroken.checkpoint import CheckpointWriter, HostState, HostTensor, TensorRef, encode_tree, load_manifest
 from unbroken.journal import Event, Journal, Origin
 from unbroken.journal.events import AttemptEnded, Note, RunFinished
 from unbroken.store import open_store
+
+# No assertion is about time: on a loaded machine a deadline for each example fails tests that are right.
+hypothesis.settings.register_profile("unbroken", deadline=None)
+hypothesis.settings.load_profile("unbroken")
 
 _START_SECONDS = 60.0
 _START_TRIES = 3
