@@ -5,7 +5,10 @@ from unbroken.checkpoint.committed import load_manifest
 from unbroken.checkpoint.manifest import Manifest, PackRecord, Slice, TensorRecord
 from unbroken.checkpoint.metrics import Metrics, read_metrics
 from unbroken.checkpoint.packs import HostTensor
+from unbroken.checkpoint.pruning import Pruned, PrunePlan, Pruner, plan_prune
 from unbroken.checkpoint.reader import read_tensors
+from unbroken.checkpoint.retention import KeepAny, KeepBest, KeepEvery, KeepLast, Policy, choose
+from unbroken.checkpoint.retention_text import keep_policy, parse_keep
 from unbroken.checkpoint.staged import HostState
 from unbroken.checkpoint.tree import Tagged, TensorRef, decode_tree, encode_tree
 from unbroken.checkpoint.verify import Verification, verify_checkpoint
@@ -15,18 +18,30 @@ __all__ = [
     "CheckpointWriter",
     "HostState",
     "HostTensor",
+    "KeepAny",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLast",
     "Manifest",
     "Metrics",
     "PackRecord",
+    "Policy",
+    "PrunePlan",
+    "Pruned",
+    "Pruner",
     "Slice",
     "Tagged",
     "TensorRecord",
     "TensorRef",
     "Verification",
+    "choose",
     "decode_tree",
     "encode_tree",
+    "keep_policy",
     "load_manifest",
     "newest_first",
+    "parse_keep",
+    "plan_prune",
     "read_metrics",
     "read_tensors",
     "restore_newest",

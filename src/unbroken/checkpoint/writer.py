@@ -115,7 +115,7 @@ class CheckpointWriter:
     def _unchanged(
         self, state: HostState, digests: dict[str, list[str]]
     ) -> tuple[list[TensorRecord], list[PackRecord]]:
-        if self._parent is None:
+        if self._parent is None or not self._kept(self._parent.record):
             return [], []
         parent = self._parent.manifest
         before = {record.name: record for record in parent.tensors}
@@ -130,6 +130,10 @@ class CheckpointWriter:
             ]
             records.append(msgspec.structs.replace(old, slices=slices))
         return records, [parent.packs[index] for index in packs]
+
+    def _kept(self, record: CheckpointRecord) -> bool:
+        """Whether a checkpoint is not retired: the packs of one that is are deleted."""
+        return any(kept.event.manifest == record.event.manifest for kept in self._journal.state.checkpoints)
 
     def _write_rank_record(
         self, state: HostState, nonce: str, tensors: list[TensorRecord], packs: list[PackRecord]

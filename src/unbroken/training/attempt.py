@@ -8,7 +8,7 @@ import socket
 import threading
 from typing import Any, Protocol
 
-from unbroken.checkpoint import CheckpointWriter, HostState, Manifest, Metrics, restore_newest
+from unbroken.checkpoint import CheckpointWriter, HostState, Manifest, Metrics, Policy, Pruner, restore_newest
 from unbroken.clock import Clock
 from unbroken.errors import (
     EXIT_FAILED,
@@ -28,6 +28,7 @@ from unbroken.training.cadence import Cadence
 from unbroken.training.capture import capture
 from unbroken.training.objects import StateObject
 from unbroken.training.restore import apply_state, load_state
+from unbroken.training.retention import Retention
 from unbroken.training.saver import PendingSave, Saver
 from unbroken.training.staging import StagingArea
 
@@ -62,7 +63,7 @@ class Link(Protocol):
 class Attempt:
     """An opened attempt; :meth:`open` makes one. The loop's thread calls it, a :class:`Saver` works behind it."""
 
-    def __init__(self, link: Link, journal: Journal, *, clock: Clock) -> None:
+    def __init__(self, link: Link, journal: Journal, *, keep: Policy | None = None, clock: Clock) -> None:
         self.link = link
         self.journal = journal
         self._lease = Lease(link.attempt, link.claim)
@@ -76,11 +77,21 @@ class Attempt:
         self.save_failed = False
         """Set, from another thread, when a save was given up; whoever acts on it clears it."""
         self._writer = CheckpointWriter(journal, self._lease, self._origin, clock=clock)
-        self._saver = Saver(self._writer, on_committed=self._committed, on_failed=self._failed, clock=clock)
+        self._retention = self._retain(keep) if keep is not None else None
+        self._saver = Saver(
+            self._writer,
+            on_committed=self._committed,
+            on_failed=self._failed,
+            when_idle=self._retention.turn if self._retention else lambda: None,
+            clock=clock,
+        )
 
     @classmethod
-    def open(cls, link: Link, objects: list[StateObject], *, clock: Clock) -> Attempt:
+    def open(cls, link: Link, objects: list[StateObject], *, keep: Policy | None = None, clock: Clock) -> Attempt:
         """Become an attempt of the run of ``link`` and read its journal.
+
+        Args:
+            keep: which checkpoints to keep; None for all.
 
         Raises:
             UnbrokenError: the run cannot be opened, or the state of the objects cannot be saved.
@@ -88,7 +99,7 @@ class Attempt:
         try:
             link.open()
             capture(objects)  # a state that cannot be saved is refused now, not at the first save
-            return cls(link, link.open_journal(), clock=clock)
+            return cls(link, link.open_journal(), keep=keep, clock=clock)
         except BaseException as error:
             link.close(farewell(error, step=0))
             raise
@@ -234,6 +245,19 @@ class Attempt:
         if not self._saver.close(seconds):
             _log.warning("unbroken: a save was still under way after %.0f s and is given up", seconds)
         self.link.close(bye)
+
+    def _retain(self, keep: Policy) -> Retention:
+        return Retention(
+            Pruner(self.journal, self._lease, self._origin, keep),
+            give_way=lambda: self._saver.pressed or self.link.stop is not None,
+            report=self._report_retention,
+            clock=self._clock,
+        )
+
+    def _report_retention(self, text: str) -> None:
+        with self._lock:
+            self._untold.append(Note("retention", text))
+        self._journal_untold()
 
     def _append(self, event: Event) -> None:
         self.journal.append(event, self._origin, self._lease)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from unbroken.checkpoint import Policy, keep_policy
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
 from unbroken.errors import ConfigError, DeadlineError, FencedError, Interrupted, StoreError
 from unbroken.link.messages import EVERY_VARIABLE, RUN_VARIABLE, Bye, SignalReceived, Stopping
@@ -39,19 +40,29 @@ class Run:
             optimizer, scheduler, scaler, stateful loader), generators of torch, NumPy and Python, tensors. The global
             random number generators and the step are kept without being asked for.
         every: when to save: a number of steps, or a duration such as ``"10min"``. ``UNBROKEN_EVERY`` outranks it.
+        keep: which checkpoints to keep: ``"last=3,every=10000,best=loss"``, or policies (:class:`~unbroken.KeepLast`,
+            :class:`~unbroken.KeepEvery`, :class:`~unbroken.KeepBest`), of which any may keep one. The two newest are
+            always kept; the others are deleted after each save. None keeps all.
         clock: for tests.
 
     Raises:
-        ConfigError: the URI, the cadence or an object of the state cannot be used; names it.
+        ConfigError: the URI, the cadence, the retention or an object of the state cannot be used; names it.
     """
 
     def __init__(
-        self, uri: str, *, state: dict[str, Any], every: int | str = "10min", clock: Clock = SYSTEM_CLOCK
+        self,
+        uri: str,
+        *,
+        state: dict[str, Any],
+        every: int | str = "10min",
+        keep: str | Policy | Iterable[Policy] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         install_exit_codes()
         refuse_several_ranks()
         self.uri = str(parse_uri(os.environ.get(RUN_VARIABLE) or uri))
         self._every = parse_every(os.environ.get(EVERY_VARIABLE) or every)
+        self._keep = keep_policy(keep)
         self._grace = grace_from()
         self._objects = state_objects(state)
         self._clock = clock
@@ -89,7 +100,7 @@ class Run:
         self._signals.install()
         try:
             self._link = AgentLink(self.uri, clock=self._clock)
-            self._attempt = Attempt.open(self._link, self._objects, clock=self._clock)
+            self._attempt = Attempt.open(self._link, self._objects, keep=self._keep, clock=self._clock)
             self._step = self._attempt.restore(self._objects)
         except BaseException as error:
             self._end(error)

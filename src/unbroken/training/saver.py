@@ -37,6 +37,8 @@ class Saver:
         writer: used by the thread alone.
         on_committed: called in the thread after each commit.
         on_failed: called in the thread, with the step, when a save is given up.
+        when_idle: called in the thread after a save was committed and everybody knows; must return soon where
+            :attr:`pressed` says so.
         clock: for pauses between tries.
     """
 
@@ -46,11 +48,13 @@ class Saver:
         *,
         on_committed: Callable[[CheckpointCommitted], None],
         on_failed: Callable[[int, Exception], None],
+        when_idle: Callable[[], None] = lambda: None,
         clock: Clock,
     ) -> None:
         self._writer = writer
         self._on_committed = on_committed
         self._on_failed = on_failed
+        self._when_idle = when_idle
         self._clock = clock
         self._queue: queue.SimpleQueue[PendingSave | None] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -65,6 +69,11 @@ class Saver:
     def busy(self) -> bool:
         """Whether a save is under way or waiting."""
         return self._in_flight > 0
+
+    @property
+    def pressed(self) -> bool:
+        """Whether the thread is wanted for something else than what it may do while it is idle."""
+        return self._in_flight > 0 or self._closing.is_set()
 
     def submit(self, state: HostState, release: Callable[[], None]) -> PendingSave:
         """Hand a staged state over. ``release`` is called when its memory is no longer read."""
@@ -101,6 +110,14 @@ class Saver:
                 with self._lock:
                     self._in_flight -= 1
                 pending.done.set()
+            if pending.event is not None and self.fatal is None:
+                self._idle()
+
+    def _idle(self) -> None:
+        try:
+            self._when_idle()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the loop must hear of it
+            self.fatal = error
 
     def _save(self, pending: PendingSave) -> None:
         if self.fatal is not None:
