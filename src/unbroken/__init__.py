@@ -26,12 +26,14 @@ from unbroken.errors import (
 from unbroken.version import __version__
 
 if TYPE_CHECKING:
+    from unbroken.training.manager import CheckpointManager
     from unbroken.training.run import Run
 
-_LAZY = {"Run": "unbroken.training.run"}
+_LAZY = {"CheckpointManager": "unbroken.training.manager", "Run": "unbroken.training.run"}
 
 __all__ = [
     "AccessError",
+    "CheckpointManager",
     "ChildError",
     "ConfigError",
     "DamagedError",
