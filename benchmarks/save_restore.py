@@ -22,15 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from prefault import touch_memory
 from results import host_facts, print_table, samples_of, summary
 from servers import BUCKET, running_server
 
 _PROCESS_SECONDS = 900.0
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _METHODS = {"s3": ["unbroken", "naive", "naive-tuned"], "folder": ["unbroken", "naive"]}
-_WORKING_SET = {"memcpy": 2.5, "save": 4.0, "restore": 3.0}
-"""States that a measured process holds at most: its own, gradients, two staging slots or a file, what it restores."""
 
 
 class TornError(Exception):
@@ -158,8 +155,7 @@ def _empty_store(options: argparse.Namespace) -> Iterator[tuple[dict[str, str], 
 
 
 def _run_trainer(options: argparse.Namespace, plan: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """Run a measured process of its own, after the memory that it will use was touched and freed."""
-    touch_memory(round(options.size * _WORKING_SET[plan["role"]]))
+    """Run a measured process of its own."""
     whole = {"method": "", "seed": 0, "size": options.size, "saves": options.saves, "signed": options.signed, **plan}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "UNBROKEN_"))}
     with tempfile.TemporaryDirectory(prefix="unbroken-benchmark-") as name:

@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
 BUCKET = "unbroken-benchmarks"
 _KEY, _SECRET, _REGION = "benchmark-key", "benchmark-secret", "us-east-1"
 _START_SECONDS = 60.0
@@ -107,9 +111,6 @@ def _free_ports(count: int) -> list[int]:
 
 def s3_client(environment: dict[str, str], **config: Any) -> Any:
     """A boto3 client of the server; ``config`` goes to ``botocore.config.Config``. Close it."""
-    import boto3
-    from botocore.config import Config
-
     return boto3.client(
         "s3",
         endpoint_url=environment["AWS_ENDPOINT_URL"],
@@ -122,8 +123,6 @@ def s3_client(environment: dict[str, str], **config: Any) -> Any:
 
 def _make_bucket(environment: dict[str, str], process: subprocess.Popen[str]) -> None:
     """Return once the server serves: it has made the bucket, and stored and deleted an object."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     deadline = time.monotonic() + _START_SECONDS
     last: Exception | None = None
     with contextlib.closing(s3_client(environment, retries={"total_max_attempts": 1})) as client:

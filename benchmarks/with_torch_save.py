@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from boto3.s3.transfer import TransferConfig
 from servers import BUCKET, s3_client
 from training_state import Training
 
@@ -33,8 +34,6 @@ class _Bucket:
     """boto3, as it comes or tuned: larger parts, and no checksum of its own."""
 
     def __init__(self, *, tuned: bool, signed: bool) -> None:
-        from boto3.s3.transfer import TransferConfig
-
         checksums: dict[str, Any] = {
             "request_checksum_calculation": "when_required", "response_checksum_validation": "when_required",
         }  # fmt: skip

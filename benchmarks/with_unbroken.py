@@ -8,7 +8,7 @@ from typing import Any
 
 from training_state import Training
 
-import unbroken
+from unbroken import Run
 from unbroken.journal import Journal
 from unbroken.journal.events import Note
 from unbroken.store import open_store
@@ -40,7 +40,7 @@ def save(uri: str, training: Training, saves: int) -> dict[str, Any]:
     state = {"model": training.model, "optimizer": training.optimizer, "marks": (marks := Marks())}
     begun: list[dict[str, Any]] = []
     digests: dict[int, list[str]] = {}
-    with unbroken.Run(uri, every="1ms", state=state) as run:
+    with Run(uri, every="1ms", state=state) as run:
         baseline = training.baseline(_BASELINE_STEPS)
         read_before = marks.count
         boundary = boundary_at = time.monotonic()
@@ -90,7 +90,7 @@ def restore(uri: str, training: Training) -> dict[str, Any]:
     """Open the run, which restores the newest checkpoint, verified, into the live objects."""
     state = {"model": training.model, "optimizer": training.optimizer, "marks": Marks()}
     began = time.monotonic()
-    with unbroken.Run(uri, every="10h", state=state):
+    with Run(uri, every="10h", state=state):
         opened = time.monotonic() - began
         digests = training.digests()
     notes = [entry.event for entry in Journal.open(open_store(uri)).state.notes]
