@@ -15,7 +15,7 @@ from safetensors import deserialize
 from tests.checkpoint.conftest import state_of, tensor, tensor_of
 
 from unbroken.checkpoint import HostTensor, Manifest, read_tensors
-from unbroken.checkpoint.chunks import batch_range, batches, header_chunk, tensor_chunks
+from unbroken.checkpoint.chunks import Chunk, batch_range, batches, header_chunk, tensor_chunks
 from unbroken.checkpoint.digest import CHUNK, digest
 from unbroken.checkpoint.dtypes import KNOWN, item_size, safetensors_name
 from unbroken.checkpoint.packs import Pack, build_pack, plan_packs
@@ -152,3 +152,8 @@ def test_a_batch_is_never_longer_than_a_chunk(small_chunks: int) -> None:
     found = [batch_range(batch)[2] for batch in batches([*chunks, header_chunk(packs[0].record)])]
     assert sum(found) == packs[0].record.size
     assert max(found[1:]) <= small_chunks  # the header comes first, and has one digest whatever its length
+
+
+def test_a_batch_never_reaches_from_one_pack_into_another() -> None:
+    first, second = Chunk("a", 0, "packs/1", 64, 8, ""), Chunk("b", 0, "packs/2", 72, 8, "")
+    assert list(batches([second, first])) == [[first], [second]]
