@@ -100,8 +100,9 @@ class Pruner:
         self._policy = policy
         self._needs = Needs(journal.store, self._go_on)
         self._give_way: Callable[[], bool] = lambda: False
-        self._to_clear: list[CheckpointRecord] = []
-        """Retired by this attempt, and not cleared away yet."""
+        self._to_clear: dict[str, CheckpointRecord] = {}
+        """Retired by this attempt and not cleared away yet, by manifest key; with some whose entry's fate is not
+        known."""
         self._gone: set[str] = set()
         """Deleted in this turn."""
         self._may_delete = False
@@ -141,8 +142,8 @@ class Pruner:
         self._demand_deletion()
         for record in retired:
             self._go_on()
+            self._to_clear[record.event.manifest] = record
             self._journal.append(CheckpointRetired(record.event.manifest, record.step), self._origin, self._lease)
-            self._to_clear.append(record)
             done.retired += 1
         needed = self._needs.of(state.checkpoints)
         self._sweep(done, needed)
@@ -164,16 +165,16 @@ class Pruner:
 
     def _clear(self, done: Pruned, needed: frozenset[str]) -> None:
         """Delete what only the checkpoints need that this attempt retired; last the manifest, which names the rest."""
-        while self._to_clear:
-            record = self._to_clear[0]
-            manifest = record.event.manifest
+        for manifest, record in list(self._to_clear.items()):
+            if manifest in needed:  # its entry never came to be
+                continue
             try:
                 sizes = self._needs.sizes(record)
             except (DamagedError, FormatError):
                 sizes = {manifest: 0}  # nobody can say what it needed: the next attempt's sweep finds that
             useless = [(key, size) for key, size in sizes.items() if key not in needed and key != manifest]
             self._delete([*useless, (manifest, sizes[manifest])], done)
-            self._to_clear.pop(0)
+            del self._to_clear[manifest]
 
     def _delete(self, objects: Iterable[tuple[str, int]], done: Pruned) -> None:
         left = [(key, size) for key, size in objects if key not in self._gone]

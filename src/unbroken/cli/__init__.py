@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 import click
@@ -11,8 +12,8 @@ import click
 from unbroken.errors import UnbrokenError
 from unbroken.version import __version__
 
-# verb -> (module with a click command of the verb's name, one line of help). The help stands here so that
-# `unbroken --help` imports none of the modules.
+# verb -> (module with a click command of the verb's name (import_ for import), one line of help). The help stands
+# here so that `unbroken --help` imports none of the modules.
 _VERBS = {
     "run": ("unbroken.cli.run", "Start a training command here and keep it going."),
     "drill": ("unbroken.cli.drill", "Interrupt a run on purpose and prove that it resumes bit for bit."),
@@ -20,6 +21,9 @@ _VERBS = {
     "ls": ("unbroken.cli.ls", "List a run's checkpoints."),
     "show": ("unbroken.cli.show", "Show what one checkpoint holds."),
     "verify": ("unbroken.cli.verify", "Read every byte of a run's checkpoints again and check it."),
+    "export": ("unbroken.cli.export", "Write a checkpoint as safetensors, or for torch's distributed checkpoint."),
+    "import": ("unbroken.cli.import_", "Begin a new run with the weights of a file."),
+    "prune": ("unbroken.cli.prune", "Retire checkpoints and delete what no kept one needs."),
 }
 
 
@@ -32,7 +36,8 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _VERBS:
             return None
-        command: click.Command = getattr(import_module(_VERBS[cmd_name][0]), cmd_name)
+        attribute = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(import_module(_VERBS[cmd_name][0]), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from unbroken.checkpoint import Verification
+    from unbroken.journal import CheckpointRecord, Journal
 
 _EPILOG = "Exit codes: 0 all is sound; 10 nothing is there; 12 something is damaged; 74 the storage failed."
 
@@ -33,7 +34,10 @@ def verify(uri: str, step: int | None, everything: bool, as_json: bool) -> None:
     console = make_console()
     found = []
     for record in kept_checkpoints(journal, step):
-        found.append((record.attempt, verify_checkpoint(journal.store, record)))
+        result = verify_checkpoint(journal.store, record)
+        if result.problems and _retired_meanwhile(journal, record):
+            continue
+        found.append((record.attempt, result))
         if not as_json:
             _print(console, found[-1][1])
     if as_json:
@@ -45,6 +49,12 @@ def verify(uri: str, step: int | None, everything: bool, as_json: bool) -> None:
             f"{len(damaged)} of {len(found)} checkpoints of {journal.store.uri} are damaged (step {steps})",
             kind="verify", hint="A run passes over them and resumes from the newest sound one",
         )  # fmt: skip
+
+
+def _retired_meanwhile(journal: Journal, record: CheckpointRecord) -> bool:
+    """Whether the checkpoint was given up since the journal was read: then its objects are missing rightly."""
+    journal.refresh()
+    return all(kept.event.manifest != record.event.manifest for kept in journal.state.checkpoints)
 
 
 def _document(uri: str, found: list[tuple[int, Verification]]) -> dict[str, Any]:
