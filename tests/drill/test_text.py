@@ -54,7 +54,7 @@ def test_cost_is_paid_time_times_price_and_says_what_interruptions_added() -> No
     text = printed(result())
     assert "25.00 USD" in text
     assert "10.00 USD" in text  # 1.25 hours at 8
-    assert "added 15m00s of paid time, 2.0000 USD" in text
+    assert "added 15m00s of paid time, 2.00 USD" in text
     assert "6 steps were done twice" in text
     assert "assumed" not in text
     assert "assumed prices" in printed(result(), assumed=True)
