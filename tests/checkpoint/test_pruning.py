@@ -168,14 +168,33 @@ def test_what_has_another_form_than_our_keys_is_left_alone(store: Store) -> None
 
 def test_the_writer_refers_to_no_pack_of_a_parent_that_was_retired(store: Store) -> None:
     attempt = Attempt(store)
-    save(attempt, 100, 200, 300, 400)
+    for step, weights in ((100, b"first"), (200, b"second"), (300, b"third")):
+        attempt.save(step, {"w": weights})
     old = kept(store)[0]
     manifest = load_manifest(store, old)
-    retiring = pruner(attempt, KeepLast(2))
     attempt.writer.continue_from(old, manifest)
-    retiring.turn()
-    save(attempt, 150)
-    assert steps(store) == [300, 400, 150]
+    pruner(attempt, KeepLast(2)).turn()
+    attempt.save(150, {"w": b"first"})  # as in the parent, whose pack is gone
+    assert steps(store) == [200, 300, 150]
+    found = restore(store)
+    assert found is not None
+    assert (found.content, found.passed_over) == ({"w": b"first"}, [])
+
+
+def test_what_was_to_be_retired_and_is_kept_after_all_is_not_cleared_away(store: Store) -> None:
+    faulty = FaultyStore(store)
+    attempt = Attempt(faulty)
+    for step, loss in ((100, 1.0), (200, 2.0), (300, 3.0), (400, 4.0)):
+        attempt.save(step, content(step), {"loss": [(step, loss)]})
+    retiring = pruner(attempt, KeepBest("loss"))
+    faulty.arm(1, methods=["create"])
+    with pytest.raises(StoreError):
+        retiring.turn()  # of step 200, whose entry never came to be
+    faulty.arm(None)
+    best = Note("damaged", "bytes disagree", {"step": 100, "manifest": kept(store)[0].event.manifest})
+    attempt.journal.append(best, Origin("host", 1), attempt.lease)
+    assert retiring.turn().complete
+    assert steps(store) == [100, 200, 300, 400]
     check_sound(store)
 
 
