@@ -125,7 +125,7 @@ class TestRoundTrip:
         model = model_of(0.0)
         assert CheckpointManager(three).restore({"model": model}, step=2) == 2
         assert value_of(model) == 2.0
-        for info in store.list("packs/"):
+        for info in store.list("packs"):
             store.delete([info.key])
         state = {"epoch": 0}
         assert CheckpointManager(three).restore(state, step=1) == 1

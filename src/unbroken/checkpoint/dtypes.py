@@ -52,3 +52,17 @@ def safetensors_name(dtype: str) -> str:
     """The name in a safetensors header, or "" for a type that must be written there as bytes (U8)."""
     item_size(dtype)
     return _DTYPES[dtype][1]
+
+
+_FROM_SAFETENSORS = {name: dtype for dtype, (_, name) in _DTYPES.items() if name} | {
+    # Newer versions of safetensors than the one that packs are written for have names for these, too.
+    "C64": "complex64",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+
+
+def from_safetensors(name: str) -> str:
+    """torch's name of a type in a safetensors header, or "" for one that checkpoints do not hold."""
+    return _FROM_SAFETENSORS.get(name, "")

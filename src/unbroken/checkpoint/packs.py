@@ -6,19 +6,17 @@ that any tool can open one. It never changes, and its key is unique to one write
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unbroken.checkpoint.digest import chunk_digests, digest
 from unbroken.checkpoint.dtypes import item_size, safetensors_name
 from unbroken.checkpoint.manifest import PackRecord, Slice, TensorRecord
+from unbroken.checkpoint.safetensors import METADATA, HeaderEntry, encode_header
 
 PACK_SIZE = 256 << 20
 """Bytes of tensors at which a pack is full; a larger tensor has a pack of its own."""
-_ALIGNMENT = 64
-RESERVED_NAME = "__metadata__"
+RESERVED_NAME = METADATA
 """Means something else in a safetensors header."""
 
 
@@ -88,17 +86,9 @@ def build_pack(
 
 
 def _header(tensors: Sequence[HostTensor]) -> bytes:
-    entries: dict[str, object] = {}
-    at = 0
-    for tensor in tensors:
-        name = safetensors_name(tensor.dtype)
-        entry: dict[str, object] = {
-            "dtype": name or "U8",
-            "shape": list(tensor.shape) if name else [len(tensor.data)],
-            "data_offsets": [at, at + len(tensor.data)],
-        }
-        entries[tensor.name] = entry
-        at += len(tensor.data)
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    padding = -(8 + len(text)) % _ALIGNMENT
-    return struct.pack("<Q", len(text) + padding) + text + b" " * padding
+    return encode_header(
+        HeaderEntry(tensor.name, name, list(tensor.shape), len(tensor.data))
+        if (name := safetensors_name(tensor.dtype))
+        else HeaderEntry(tensor.name, "U8", [len(tensor.data)], len(tensor.data))
+        for tensor in tensors
+    )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _STATES = {
     "new": "no attempt has begun",
+    "imported": "it holds an imported state; no training has begun",
     "open": "its newest attempt has not ended (or died without a word)",
     "finished": "finished",
     "interrupted": "interrupted; start it again and it goes on",

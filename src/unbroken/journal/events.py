@@ -41,8 +41,8 @@ class AttemptEnded(msgspec.Struct, tag="attempt-ended", frozen=True, omit_defaul
     """The attempt is over.
 
     ``cause`` is one of ``finished``, ``interrupted``, ``crashed``, ``failed``, ``left``,
-    ``stopped-no-progress``, ``maintenance`` (it did not train). ``last_step`` is the last completed step
-    as far as is known, or -1.
+    ``stopped-no-progress``, ``maintenance`` and ``imported`` (it did not train). ``last_step`` is the last
+    completed step as far as is known, or -1.
     """
 
     cause: str

@@ -46,8 +46,8 @@ class RunSummary(msgspec.Struct, frozen=True):
     run: str
     created_at: float
     state: str
-    """``new`` (no attempt yet), ``finished``, ``open`` (the newest attempt goes on), or why that attempt ended.
-    Attempts that did not train are passed over."""
+    """``new`` (no attempt yet), ``imported`` (the same, and a file's weights are there), ``finished``, ``open`` (the
+    newest attempt goes on), or why that attempt ended. Attempts that did not train are passed over."""
     finished_step: int | None
     durable: DurableStep | None
     attempts: list[AttemptLine]
@@ -96,7 +96,7 @@ def summarise(
 
 def _state(state: RunState) -> str:
     if not state.trainings:
-        return "new"
+        return "imported" if state.commits else "new"
     if state.finished_step is not None:
         return "finished"
     newest = state.trainings[-1]

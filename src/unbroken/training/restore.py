@@ -36,7 +36,7 @@ def load_state(store: Store, manifest: Manifest, only: Collection[str] | None = 
     def allocate(record: TensorRecord) -> memoryview:
         tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
         tensors[record.name] = tensor
-        return _bytes_of(tensor)
+        return bytes_of(tensor)
 
     tree = manifest.state
     if only is not None:
@@ -46,12 +46,14 @@ def load_state(store: Store, manifest: Manifest, only: Collection[str] | None = 
     return state
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor; the caller keeps the tensor alive while it uses the view."""
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, which the view keeps alive."""
     size = tensor.numel() * tensor.element_size()
     if size == 0:
         return memoryview(bytearray())
-    return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
+    memory = (ctypes.c_ubyte * size).from_address(tensor.data_ptr())
+    memory.owner = tensor  # type: ignore[attr-defined]
+    return memoryview(memory).cast("B")
 
 
 def apply_state(objects: list[StateObject], state: dict[str, Any], *, partial: bool = False) -> None:
