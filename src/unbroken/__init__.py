@@ -26,10 +26,17 @@ from unbroken.errors import (
 from unbroken.version import __version__
 
 if TYPE_CHECKING:
+    from unbroken.checkpoint.retention import KeepBest, KeepEvery, KeepLast
     from unbroken.training.manager import CheckpointManager
     from unbroken.training.run import Run
 
-_LAZY = {"CheckpointManager": "unbroken.training.manager", "Run": "unbroken.training.run"}
+_LAZY = {
+    "CheckpointManager": "unbroken.training.manager",
+    "KeepBest": "unbroken.checkpoint.retention",
+    "KeepEvery": "unbroken.checkpoint.retention",
+    "KeepLast": "unbroken.checkpoint.retention",
+    "Run": "unbroken.training.run",
+}
 
 __all__ = [
     "AccessError",
@@ -41,6 +48,9 @@ __all__ = [
     "FencedError",
     "FormatError",
     "Interrupted",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLast",
     "MismatchError",
     "NotFoundError",
     "Run",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
+from unbroken.checkpoint import Policy, keep_policy
 from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.errors import ConfigError, DeadlineError, FencedError, StoreError
 from unbroken.link.messages import RUN_VARIABLE, SOCKET_VARIABLE, Bye
@@ -84,16 +86,29 @@ class CheckpointManager:
         uri: as of :class:`unbroken.Run`; ``UNBROKEN_RUN`` outranks it.
         every: what :meth:`due` goes by: a number of steps, or a duration such as ``"10min"``; None: always due.
         rng: keep the global random number generators of Python, NumPy and torch, too, as ``Run`` does.
+        keep: which checkpoints to keep, as of :class:`unbroken.Run`; not by a logged value, as nothing is logged here.
         clock: for tests.
 
     Raises:
-        ConfigError: the URI or the cadence cannot be used, or the process is one of several ranks.
+        ConfigError: the URI, the cadence or the retention cannot be used, or the process is one of several ranks.
     """
 
     def __init__(
-        self, uri: str, *, every: int | str | None = None, rng: bool = False, clock: Clock = SYSTEM_CLOCK
+        self,
+        uri: str,
+        *,
+        every: int | str | None = None,
+        rng: bool = False,
+        keep: str | Policy | Iterable[Policy] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         refuse_several_ranks()
+        self._keep = keep_policy(keep)
+        if self._keep is not None and self._keep.metrics:
+            raise ConfigError(
+                f"keep={keep!r} goes by logged values, and a manager logs none", kind="keep",
+                hint="Keep by steps or hours, or use unbroken.Run",
+            )  # fmt: skip
         self.uri = str(parse_uri(os.environ.get(RUN_VARIABLE) or uri))
         self._every = None if every is None else parse_every(every)
         self._rng = rng
@@ -297,7 +312,7 @@ class CheckpointManager:
         """The attempt, which begins here."""
         if self._attempt is None:
             link: Link = (AgentLink if os.environ.get(SOCKET_VARIABLE) else SoloLink)(self.uri, clock=self._clock)
-            self._attempt = attempt = Attempt.open(link, objects, clock=self._clock)
+            self._attempt = attempt = Attempt.open(link, objects, keep=self._keep, clock=self._clock)
             self._reader.share(attempt)
             if self._restored is not None:
                 found = self._restored
