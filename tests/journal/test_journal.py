@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from unbroken.errors import DamagedError, FencedError, FormatError, NotFoundError, StoreError
-from unbroken.journal import Journal, Lease, Origin
+from unbroken.journal import Journal, Lease, Origin, RunState
 from unbroken.journal.events import CheckpointCommitted, Entry, Note, encode_entry
 from unbroken.journal.journal import RUN_KEY, entry_key
 from unbroken.store import ObjectInfo, Store, open_store
@@ -424,3 +424,36 @@ class TestReading:
         faulty.arm(None)
         reader.refresh()
         assert reader.state == written.state
+
+
+class TestConditions:
+    def test_a_claim_that_is_refused_writes_nothing(self, store: Store) -> None:
+        journal = Journal.create(store)
+
+        def refuse(_: object) -> None:
+            raise LookupError("not now")
+
+        with pytest.raises(LookupError):
+            journal.claim(HOST, unless=refuse)
+        assert numbers(store) == []
+
+    def test_the_condition_is_asked_about_the_very_state_that_the_claim_follows(self, store: Store) -> None:
+        journal, other = Journal.create(store), Journal.create(store)
+        asked: list[int] = []
+
+        def unless(state: RunState) -> None:
+            asked.append(state.tail)
+            if len(asked) == 1:
+                other.claim(HOST)  # gets in between
+
+        lease = journal.claim(HOST, purpose="prune", unless=unless)
+        assert (asked, lease.attempt) == ([0, 1], 2)
+        assert Journal.open(store).state.attempts[2].purpose == "prune"
+
+    def test_require_reads_on_and_finds_out_who_owns_the_run(self, store: Store) -> None:
+        journal = Journal.create(store)
+        lease = journal.claim(HOST)
+        journal.require(lease)
+        Journal.create(store).claim(HOST)
+        with pytest.raises(FencedError):
+            journal.require(lease)

@@ -151,6 +151,18 @@ def test_unknown_events_take_a_number_and_change_nothing_else() -> None:
     assert [record.n for record in state.checkpoints] == [3]
 
 
+def test_an_attempt_that_does_not_train_owns_the_run_and_counts_for_no_progress_either_way() -> None:
+    tending = AttemptClaimed(purpose="prune")
+    ended = AttemptEnded("maintenance")
+    state = folded((1, "a", CLAIMED), (2, "b", tending), (2, "b", ended), (3, "c", CLAIMED), (4, "d", tending))
+    assert state.attempts_without_progress() == 2
+    assert state.owner is state.attempts[4]
+    assert state.fences(3, "c")
+    assert [record.attempt for record in state.trainings] == [1, 3]
+    progress = folded((1, "a", CLAIMED), (1, "a", commit(5)), (2, "b", tending))
+    assert progress.attempts_without_progress() == 0
+
+
 def test_attempts_without_progress_are_counted_back_from_the_last() -> None:
     two_idle: list[Written] = [(1, "a", CLAIMED), (1, "a", commit(5)), (2, "b", CLAIMED), (3, "c", CLAIMED)]
     assert folded(*two_idle).attempts_without_progress() == 2

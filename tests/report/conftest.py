@@ -26,9 +26,9 @@ class HandJournal:
         self._parent = ""
         self._origin = Origin("host", 1, pool="pool", price=price, currency="USD" if price else "")
 
-    def claim(self, at: float) -> None:
+    def claim(self, at: float, purpose: str = "") -> None:
         self.attempt += 1
-        self.add(at, AttemptClaimed())
+        self.add(at, AttemptClaimed(purpose=purpose))
 
     def restored(self, at: float, step: int) -> None:
         self.add(at, Note("restored", f"from step {step}", {"step": step}))

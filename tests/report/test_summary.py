@@ -43,3 +43,20 @@ def test_trouble_is_remarked_and_routine_is_not(hand: Any) -> None:
     assert [(remark.topic, remark.text) for remark in summary(hand).remarks] == [
         ("save-failed", "step 20: no space is left")
     ]
+
+
+def test_how_a_run_stands_is_said_by_its_newest_attempt_that_trained(hand: Any) -> None:
+    hand.claim(1000.0, "prune")
+    assert summary(hand).state == "new"
+    hand.claim(1001.0)
+    hand.end(1002.0, "interrupted", 7)
+    hand.claim(1003.0, "prune")
+    found = summary(hand)
+    assert (found.state, found.attempts_without_progress) == ("interrupted", 1)
+    assert [line.attempt for line in found.attempts] == [2]
+
+
+def test_an_attempt_without_a_word_that_maintenance_replaced_does_not_go_on(hand: Any) -> None:
+    hand.claim(1000.0)
+    hand.claim(1003.0, "prune")
+    assert summary(hand).state == "no word"

@@ -86,3 +86,19 @@ def test_what_a_fenced_attempt_wrote_changes_nothing(interrupted: Any) -> None:
     before = build_timeline(interrupted.entries, interrupted.state)
     interrupted.add(2000.0, AttemptEnded("finished", 999), attempt=1)
     assert build_timeline(interrupted.entries, interrupted.state) == before
+
+
+def test_attempts_that_did_not_train_are_left_out(interrupted: Any) -> None:
+    before = build_timeline(interrupted.entries, interrupted.state)
+    interrupted.claim(2000.0, "prune")
+    interrupted.end(2001.0, "maintenance", -1)
+    assert build_timeline(interrupted.entries, interrupted.state) == before
+
+
+def test_maintenance_replaces_an_attempt_that_died_without_a_word(hand: Any) -> None:
+    hand.claim(1000.0)
+    hand.restored(1001.0, 0)
+    hand.commit(1010.0, 5)
+    hand.claim(2000.0, "prune")
+    (line,) = build_timeline(hand.entries, hand.state)
+    assert (line.cause, line.ended_at) == ("no word", 1010.0)

@@ -16,6 +16,7 @@ from unbroken.errors import DamagedError, FormatError
 from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
 from unbroken.journal.events import CheckpointRetired
 
+_HELD = "held"
 _BATCH = 16
 """Objects deleted in one call: so few that a save which comes to wait does not wait long."""
 _PROBE = "packs/0/may-this-role-delete"
@@ -29,7 +30,7 @@ class PrunePlan:
     kept: list[CheckpointRecord]
     retired: list[CheckpointRecord]
     reasons: dict[str, list[str]]
-    """Why each of ``kept`` is kept, by manifest key."""
+    """Why each of ``kept`` is kept, by manifest key; ``held``: only because nothing may be retired."""
     garbage: list[Garbage]
     """Objects to delete, in the order of their keys."""
     held: str = ""
@@ -60,6 +61,8 @@ def plan_prune(journal: Journal, policy: Policy | None, *, below: int, needs: Ne
     reasons = why_kept(records, values, policy, damaged=damaged)
     held = needs.why_held(choice.kept)
     if held:
+        for record in choice.retired:
+            reasons[record.event.manifest] = [_HELD]
         return PrunePlan(list(records), [], reasons, [], held)
     garbage = find_garbage(journal, needs.of(choice.kept), below=below)
     return PrunePlan(choice.kept, choice.retired, reasons, garbage)

@@ -107,7 +107,7 @@ def _print(console: Console, plan: PrunePlan, owner: AttemptRecord | None, done:
     table = make_table("step", "attempt", "age", "size", "", right=("step", "attempt", "age", "size"))
     records = sorted([*plan.kept, *plan.retired], key=lambda record: record.n)
     for record in records:
-        reasons = plan.reasons.get(record.event.manifest) if record in plan.kept else None
+        reasons = plan.reasons.get(record.event.manifest)
         table.add_row(
             str(record.step),
             str(record.attempt),
