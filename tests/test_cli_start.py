@@ -38,7 +38,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_help_lists_the_verbs() -> None:
     done = run("-m", "unbroken", "--help")
     assert done.returncode == 0
-    for verb in ("run", "drill", "status", "ls", "show", "verify"):
+    for verb in ("run", "drill", "status", "ls", "show", "verify", "export", "import"):
         assert f"\n  {verb} " in done.stdout
 
 

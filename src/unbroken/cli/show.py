@@ -41,6 +41,7 @@ def _document(uri: str, record: CheckpointRecord, manifest: Manifest) -> dict[st
         "manifest": record.event.manifest,
         "sha256": record.event.sha256,
         "parent": manifest.parent or None,
+        "partial": manifest.partial,
         "size": manifest.size,
         "groups": _groups(manifest),
         "tensors": [

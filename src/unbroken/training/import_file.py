@@ -16,6 +16,10 @@ from unbroken.training.capture import capture, dtype_name
 from unbroken.training.objects import StateObject
 from unbroken.training.restore import bytes_of
 
+_ARCHIVE = b"PK\x03\x04"
+_PICKLE = b"\x80"
+"""How files of torch.save begin: an archive, or up to version 1.5 a pickle."""
+
 
 def torch_file_state(path: Path, name: str, key: str = "") -> HostState:
     """The state of step 0 whose object ``name`` is what a file of ``torch.save`` holds.
@@ -43,26 +47,20 @@ def torch_file_state(path: Path, name: str, key: str = "") -> HostState:
 
 
 def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(len(_ARCHIVE))
     try:
-        return _load_safely(path, mapped=True)
-    except RuntimeError:  # an old file, which cannot be mapped
-        return _load_safely(path, mapped=False)
-
-
-def _load_safely(path: Path, *, mapped: bool) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if head != _ARCHIVE and head[:1] != _PICKLE:
+            raise ValueError("it is neither an archive nor a pickle")
+        # Files of the old kind cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=head == _ARCHIVE)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{path} does not load without running code from it: {_first_line(error)}", kind="pickle",
             hint="Where you trust it, load it in Python and save its state alone: "
             "torch.save(model.state_dict(), 'weights.pt')",
         ) from error  # fmt: skip
-    except (EOFError, OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path} is no file that torch can read ({_first_line(error)})", kind="file") from error
-    except RuntimeError as error:
-        if mapped:
-            raise
+    except Exception as error:  # torch's reader raises anything at all on bytes that torch.save did not write
         raise ConfigError(f"{path} is no file that torch can read ({_first_line(error)})", kind="file") from error
 
 
