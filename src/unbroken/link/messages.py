@@ -101,6 +101,8 @@ class SignalReceived(msgspec.Struct, tag="signal", frozen=True):
     """Trainer: somebody sent me a stop signal myself; the agent turns it into a notice with a deadline."""
 
     signal: str
+    at: float = 0.0
+    """When the trainer's handler heard it; 0: not known."""
 
 
 class Stopping(msgspec.Struct, tag="stopping", frozen=True):
