@@ -491,3 +491,28 @@ class TestUnderAnAgent:
         done = self.run(tmp_path, uri, "pass")
         assert done.returncode == 1, done.stderr
         assert Journal.open(open_store(uri)).state.attempts[1].ended.cause == "left"
+
+    def test_a_notice_reaches_the_loop_that_asks_for_it(self, tmp_path, uri):
+        path = tmp_path / "until_notice.py"
+        path.write_text(
+            textwrap.dedent(f"""
+                import time, unbroken
+                give_up = time.monotonic() + 60
+                with unbroken.CheckpointManager({uri!r}) as manager:
+                    manager.save(1, {{"x": 1}}).wait(60)
+                    print("saved", flush=True)
+                    while manager.notice is None and time.monotonic() < give_up:
+                        time.sleep(0.01)
+                    manager.save(2, {{"x": 2}}).wait(manager.notice.deadline - time.time())
+                """)
+        )
+        command = [sys.executable, "-m", "unbroken", "run", "--grace", "60s", "--", sys.executable, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as agent:
+            assert agent.stdout is not None
+            assert any("saved" in line for line in agent.stdout)
+            agent.terminate()
+            _, err = agent.communicate(timeout=120)
+        assert agent.returncode == 75, err
+        state = Journal.open(open_store(uri)).state
+        assert [record.step for record in state.commits] == [1, 2]
+        assert state.attempts[1].ended.cause == "interrupted"

@@ -19,7 +19,7 @@ _UNITS = {
     "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
 }  # fmt: skip
 _DEFAULT = "model"
-_EPILOG = "Exit codes: 0 written; 10 nothing is there; 12 the checkpoint is damaged; 74 a storage failed; 78 see above."
+_EPILOG = "Exit codes: 0 written; 10 nothing is there; 12 damaged bytes; 74 a storage failed; 78 mend the call."
 
 
 @click.command(epilog=_EPILOG, short_help="Write a checkpoint as safetensors, or for torch's distributed checkpoint.")
