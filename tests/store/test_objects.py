@@ -10,10 +10,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import obstore
 import pytest
+from obstore.store import S3Store
 
 from unbroken.errors import AccessError, DamagedError, NotFoundError, StoreError, UnbrokenError
 from unbroken.store import Store, open_store
+from unbroken.store.objects import ObjectStore
+from unbroken.testing import Crash
 
 MiB = 1 << 20
 SECRET = "wJalrXUtnFEMI-not-a-real-secret"
@@ -237,6 +241,31 @@ class TestBucketErrors:
         assert time.monotonic() - begin < 30
         assert caught.value.kind == "unavailable"
         assert not isinstance(caught.value, AccessError)
+
+
+class TestPanics:
+    @pytest.fixture
+    def panicking(self) -> Store:
+        """A bucket whose client panics inside obstore at each request, as that of an endpoint that is no URL does."""
+        backend = S3Store(
+            "bucket", prefix="run", endpoint="localhost:9000", access_key_id="x", secret_access_key="x"
+        )  # fmt: skip
+        return ObjectStore(backend, "s3://bucket/run")
+
+    def test_every_call_becomes_an_error_of_the_store(self, clean_aws: object, panicking: Store) -> None:
+        for name, error in every_call(panicking).items():
+            assert isinstance(error, StoreError), name
+            assert error.kind == "unavailable", name
+            assert "s3://bucket/run" in error.message, name
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Crash])
+    def test_what_ends_the_process_goes_on(self, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(obstore, "get", interrupted)
+        with pytest.raises(error):
+            ObjectStore(None, "s3://bucket/run").get("a")
 
 
 class answering:  # noqa: N801 - reads as a phrase

@@ -135,6 +135,17 @@ class ObjectStore:
             failure = self._failed(action, key, error)
             # A refusal may echo the request's security token: the original text must not travel on.
             raise failure from (None if isinstance(failure, AccessError) else error)
+        except BaseException as error:  # KeyboardInterrupt and its like go on
+            if not _is_panic(error):
+                raise
+            raise self._panicked(action, key, error) from error
+
+    def _panicked(self, action: str, key: str, panic: BaseException) -> StoreError:
+        return StoreError(
+            f"{action} of {key or 'everything'} in {self._uri} failed inside obstore: {_reason(str(panic))}",
+            kind="unavailable",
+            hint="Check the cloud's environment variables (endpoint, region, account)",
+        )
 
     def _failed(self, action: str, key: str, error: Exception) -> UnbrokenError:
         missing = isinstance(error, FileNotFoundError)
@@ -162,6 +173,13 @@ class ObjectStore:
                 hint="Check the credentials, and that the role may read, put and list below this prefix",
             )  # fmt: skip
         return StoreError(f"{what}: {reason}", kind="unavailable")
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust code panicked. Known by name alone: the class is no Exception, and its module cannot be
+    imported."""
+    kind = type(error)
+    return kind.__name__ == "PanicException" and kind.__module__ == "pyo3_runtime"
 
 
 def _no_bucket(error: Exception) -> bool:

@@ -14,6 +14,7 @@ from obstore.exceptions import BaseError
 
 from unbroken.errors import AccessError, ConfigError, NotFoundError
 from unbroken.store.credentials import aws_needs_profile, require_aws, require_azure, require_google
+from unbroken.store.endpoints import endpoint_of
 from unbroken.store.folder import FolderStore, sync_folder
 from unbroken.store.objects import ObjectStore
 from unbroken.store.store import Store
@@ -170,28 +171,27 @@ def _make_folder(folder: Path) -> None:
 
 
 def _open_bucket(where: StoreURI) -> Any:
+    endpoint = endpoint_of(where.scheme)
     if where.scheme == "s3":
-        return _open_s3(where)
+        return _open_s3(where, endpoint)
     if where.scheme == "gs":
         require_google()
         return obs.GCSStore(
             where.bucket,
             prefix=where.path,
-            client_options=_allowing_http(_gcs_endpoint()),
+            client_options=_allowing_http(endpoint),
             retry_config=_RETRY,
         )
     require_azure()
     return obs.AzureStore(
         where.bucket, prefix=where.path, account_name=where.account,
-        client_options=_allowing_http(os.environ.get("AZURE_ENDPOINT", "")), retry_config=_RETRY,
+        client_options=_allowing_http(endpoint), retry_config=_RETRY,
     )  # fmt: skip
 
 
-def _open_s3(where: StoreURI) -> Any:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    endpoint = endpoint or os.environ.get("AWS_ENDPOINT", "")
+def _open_s3(where: StoreURI, endpoint: str) -> Any:
     config: S3Config = {}
-    if not endpoint.startswith("http://"):
+    if not _is_plain(endpoint):
         # TLS already protects the body on its way; signing its hash as well costs four times the CPU.
         config["unsigned_payload"] = True
     options: dict[str, Any] = {"client_options": _allowing_http(endpoint), "retry_config": _RETRY}
@@ -207,10 +207,10 @@ def _open_s3(where: StoreURI) -> Any:
     return obs.S3Store(where.bucket, prefix=where.path, config=config or None, **options)
 
 
-def _gcs_endpoint() -> str:
-    return os.environ.get("GOOGLE_BASE_URL", "")
+def _is_plain(endpoint: str) -> bool:
+    return endpoint.lower().startswith("http://")
 
 
 def _allowing_http(endpoint: str) -> ClientConfig:
     """Plain http is allowed exactly where the user's own endpoint asks for it."""
-    return {**_CLIENT, "allow_http": True} if endpoint.startswith("http://") else _CLIENT
+    return {**_CLIENT, "allow_http": True} if _is_plain(endpoint) else _CLIENT
