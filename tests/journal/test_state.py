@@ -127,6 +127,18 @@ def test_a_finished_run_that_trains_on_is_not_finished() -> None:
     assert folded(*begun, (2, "b", commit(11))).finished_step is None
 
 
+def test_a_finished_run_that_falls_back_to_an_earlier_step_is_not_finished() -> None:
+    begun: list[Written] = [(1, "a", CLAIMED), (1, "a", commit(10)), (1, "a", RunFinished(10)), (2, "b", CLAIMED)]
+    assert folded(*begun).finished_by == 1
+    assert folded(*begun, (2, "b", Note("restored", "", {"step": 10}))).finished_step == 10
+    back = folded(*begun, (2, "b", Note("restored", "", {"step": 9})))
+    assert (back.finished_step, back.finished_by) == (None, None)
+    late = folded(*begun, (1, "a", Note("restored", "", {"step": 9})))
+    assert late.finished_step == 10
+    again = folded(*begun, (2, "b", Note("restored", "", {"step": 9})), (2, "b", RunFinished(10)))
+    assert (again.finished_step, again.finished_by) == (10, 2)
+
+
 def test_what_an_attempt_tells_is_kept_with_it() -> None:
     state = folded(
         (1, "a", CLAIMED),

@@ -78,7 +78,10 @@ class RunState:
     commits: list[CheckpointRecord] = field(default_factory=list)
     """Every commit, retired or not."""
     finished_step: int | None = None
-    """The step at which the run was said to be complete, while no later attempt has gone on from there."""
+    """The step at which the run was said to be complete, while no later attempt has gone on from there, or from an
+    earlier step."""
+    finished_by: int | None = None
+    """The attempt that said so."""
     notes: list[Entry] = field(default_factory=list)
     advisories: list[Entry] = field(default_factory=list)
     ignored: list[Entry] = field(default_factory=list)
@@ -149,11 +152,12 @@ class RunState:
             case Advisory():
                 self.advisories.append(entry)
             case RunFinished(step=step):
-                self.finished_step = step
+                self.finished_step, self.finished_by = step, entry.attempt
             case Note() as event:
                 restored = event.data.get("step")
                 if event.topic == "restored" and isinstance(restored, int):
                     attempt.restored_step = restored
+                    self._unfinish(self.finished_step is not None and restored < self.finished_step)
                 self.notes.append(entry)
 
     def _record_commit(self, record: CheckpointRecord, attempt: AttemptRecord) -> None:
@@ -161,5 +165,8 @@ class RunState:
         self._committed.add(record.event.manifest)
         self.checkpoints.append(record)
         self.commits.append(record)
-        if self.finished_step is not None and record.step > self.finished_step:
-            self.finished_step = None
+        self._unfinish(self.finished_step is not None and record.step > self.finished_step)
+
+    def _unfinish(self, gone_on: bool) -> None:
+        if gone_on:
+            self.finished_step = self.finished_by = None
