@@ -2,8 +2,9 @@
 once.
 
 obstore looks in the environment and then asks the machine's metadata service, and where there is none it
-tries for minutes. So where the environment gives nothing, that service is asked once, with a short deadline,
-when the store is opened.
+tries for minutes. So where the environment gives nothing, that service is asked when the store is opened, a few
+times with a short deadline each: on a busy machine one question may stay unanswered, and "no credentials" ends a
+training for good.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from unbroken.clock import SYSTEM_CLOCK
 from unbroken.errors import AccessError
 
 METADATA_SECONDS = 2.0
 """How long a metadata service may take to answer; it is on the same machine and takes milliseconds."""
+
+METADATA_PAUSES = (0.5, 1.0)
+"""Seconds between the tries to get an answer: 7.5 s in all where nobody ever answers."""
 
 _METADATA = "http://169.254.169.254"
 _AWS_GIVEN = (
@@ -92,17 +97,32 @@ def _any_variable(prefix: str, *, but: str = "") -> bool:
 
 
 def _answers(method: str, url: str, headers: Mapping[str, str]) -> bool:
-    """Whether a metadata service is there and says yes. Never through a proxy: the address is this machine's
+    """Whether a metadata service is there and says yes. Silence, and an answer that the service is overloaded, are
+    asked again; a refused connection and any other answer are final."""
+    for pause in METADATA_PAUSES:
+        answer = _ask(method, url, headers)
+        if answer is not None:
+            return answer
+        SYSTEM_CLOCK.sleep(pause)
+    return _ask(method, url, headers) is True
+
+
+def _ask(method: str, url: str, headers: Mapping[str, str]) -> bool | None:
+    """One question; None where it is worth asking again. Never through a proxy: the address is this machine's
     own."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=METADATA_SECONDS)
     try:
         connection.request(method, f"{parts.path}?{parts.query}" if parts.query else parts.path, headers=dict(headers))
-        return connection.getresponse().status == http.HTTPStatus.OK
+        status = connection.getresponse().status
+    except TimeoutError:
+        return None
     except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
+    overloaded = status == http.HTTPStatus.TOO_MANY_REQUESTS or status >= http.HTTPStatus.INTERNAL_SERVER_ERROR
+    return None if overloaded else status == http.HTTPStatus.OK
 
 
 def _no_credentials(cloud: str, hint: str) -> AccessError:
