@@ -9,8 +9,9 @@ import pytest
 from unbroken.agent.outcome import Decision, Facts, Limits, decide, describe_returncode
 from unbroken.link.messages import Bye, Refused
 
+LEFT = (Bye("left", 8),)
 LIMITS = Limits(max_restarts=100, no_progress=5)
-FINISHED = Facts(returncode=0, finished=True, finished_step=10, durable_step=10, committed=True, step=10, until=10)
+FINISHED = Facts(returncode=0, finished_step=10, durable_step=10, committed=True, step=10, until=10)
 RUNNING = Facts(returncode=0, durable_step=7, committed=True, step=8, until=10)
 SILENT = Facts(returncode=0, said_hello=False, without_progress=1)
 
@@ -34,7 +35,19 @@ def failed(error: str) -> tuple[Bye, ...]:
         (replace(RUNNING, notice=True, committed=False), 75, "interrupted", "saved by this attempt; step 7"),
         (replace(RUNNING, notice=True, durable_step=-1), 75, "interrupted", "no checkpoint was ever saved"),
         (replace(RUNNING, notice=True, fenced=True), 11, "failed", "another attempt owns this run"),
-        (RUNNING, 1, "left", "before step 10; call run.finish()"),
+        (replace(FINISHED, step=11, until=20, returncode=-9), None, "crashed", "SIGKILL"),
+        (replace(FINISHED, step=10, until=20, byes=LEFT), 1, "left", "before step 20"),
+        (replace(FINISHED, step=-1, until=-1, returncode=-9), None, "crashed", "SIGKILL"),
+        (replace(FINISHED, until=-1, finished_here=True), 0, "finished", "finished at step 10"),
+        (replace(FINISHED, until=20, byes=(Bye("finished", 10),)), 0, "finished", "finished at step 10"),
+        (replace(FINISHED, returncode=14, byes=failed("MismatchError")), 14, "failed", "made to fail"),
+        (
+            replace(FINISHED, returncode=1, byes=(Bye("finished", 10), *failed("MismatchError"))), 1, "failed",
+            "but the command failed afterwards",
+        ),
+        (replace(RUNNING, byes=LEFT), 1, "left", "before step 10; call run.finish()"),
+        (RUNNING, None, "crashed", "the trainer was lost (exit code 0)"),
+        (replace(RUNNING, byes=failed("RuntimeError")), None, "failed", "RuntimeError: made to fail"),
         (replace(RUNNING, returncode=75), None, "crashed", "exit code 75"),
         (replace(RUNNING, returncode=3), None, "crashed", "exit code 3"),
         (replace(RUNNING, returncode=127), None, "crashed", "exit code 127"),
@@ -52,6 +65,7 @@ def failed(error: str) -> tuple[Bye, ...]:
         (replace(RUNNING, returncode=1, byes=failed("AccessError")), 77, "failed", "made to fail"),
         (replace(RUNNING, returncode=1, byes=failed("MismatchError"), notice=True), 75, "interrupted", "durable"),
         (SILENT, 0, "finished", "never opened a Run"),
+        (replace(SILENT, trains=True), None, "crashed", "no Run was opened (exit code 0)"),
         (replace(SILENT, returncode=78), 78, "failed", "must be mended first"),
         (replace(SILENT, returncode=3), None, "crashed", "exit code 3"),
         (replace(SILENT, notice=True), 75, "interrupted", "no checkpoint was ever saved"),
@@ -100,7 +114,7 @@ def test_without_the_store_the_command_is_believed_and_that_is_said() -> None:
     assert decide(replace(unknown, byes=(Bye("finished", 10),)), LIMITS) == Decision(
         0, "finished", "training is finished and durable (the store does not answer; judged by the command alone)"
     )
-    assert decide(unknown, LIMITS).exit_code == 1
+    assert decide(replace(unknown, byes=LEFT), LIMITS).exit_code == 1
     assert decide(replace(unknown, notice=True), LIMITS).exit_code == 75
     assert decide(replace(unknown, returncode=3), LIMITS).restart
 

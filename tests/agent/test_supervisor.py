@@ -94,6 +94,34 @@ def test_crashed_trainer_is_restarted_in_place_as_a_new_attempt(launcher: Any) -
     assert state.attempts[1].ended.last_step == 2
 
 
+def test_restart_that_ends_with_0_without_a_word_is_not_finished(launcher: Any) -> None:
+    mark = launcher.folder / "mark"
+    command = ["sh", "-c", 'test -e "$0" && exit 0; touch "$0"; exec "$@"', str(mark), *launcher.trainer(crash_at=2)]
+    agent = launcher.agent(command, max_restarts=2)
+    assert agent.wait() == 1, agent.output
+    assert "no Run was opened (exit code 0)" in agent.output
+
+
+def test_wrapper_that_ends_with_0_does_not_hide_the_trainers_death(launcher: Any) -> None:
+    agent = launcher.agent(["sh", "-c", '"$@" | cat', "sh", *launcher.trainer(until=4, crash_at=2)])
+    assert agent.wait() == 0, agent.output
+    state = launcher.journal().state
+    assert [state.attempts[n].ended.cause for n in (1, 2)] == ["crashed", "finished"]
+
+
+def test_finished_run_that_is_extended_is_not_finished_before_its_new_end(launcher: Any) -> None:
+    assert launcher.agent(launcher.trainer(until=2)).wait() == 0
+    early = launcher.agent(launcher.trainer(until=9, commits=False, leave=True))
+    assert early.wait() == 1, early.output
+    assert launcher.journal().state.attempts[2].ended.cause == "left"
+
+
+def test_finished_run_that_does_not_fit_the_program_ends_with_14(launcher: Any) -> None:
+    assert launcher.agent(launcher.trainer(until=2)).wait() == 0
+    agent = launcher.agent(launcher.trainer(until=2, fail="MismatchError"))
+    assert agent.wait() == 14, agent.output
+
+
 def test_trainer_that_never_commits_stops_after_the_limit_and_counting_begins_anew(launcher: Any) -> None:
     agent = launcher.agent(launcher.trainer(fail="RuntimeError"), no_progress_limit=3)
     assert agent.wait() == 1, agent.output

@@ -26,10 +26,17 @@ def unbroken(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 def test_command_gets_its_arguments_its_environment_and_its_output() -> None:
     script = 'echo "$UNBROKEN_RUN|$UNBROKEN_EVERY|${UNBROKEN_SOCKET##*/}|$1"'
-    result = unbroken("run", "--uri", "/tmp/r", "--every", "10min", "--", "sh", "-c", script, "sh", "--grace")
+    result = unbroken("run", "--every", "10min", "--", "sh", "-c", script, "sh", "--grace", UNBROKEN_RUN="/tmp/r")
     assert result.returncode == 0, result.stderr
     assert result.stdout == "/tmp/r|10min|agent.sock|--grace\n"
     assert "never opened a Run" in result.stderr
+
+
+def test_command_that_never_opens_the_run_it_was_given_is_not_finished() -> None:
+    result = unbroken("run", "--uri", "/tmp/r", "--max-restarts", "0", "--", "sh", "-c", 'echo "$UNBROKEN_RUN"')
+    assert result.returncode == 1, result.stderr
+    assert result.stdout == "/tmp/r\n"
+    assert "no Run was opened (exit code 0)" in result.stderr
 
 
 def test_command_needs_no_dashes_before_it() -> None:

@@ -60,7 +60,7 @@ def _serve(around: Surroundings, tree: WatchedTree) -> int:
         watch.follow(over)
         ending = Ending(around, tree, session, watch)
         ending.settle()
-        facts = ending.facts(restarts=0, fruitless=0)
+        facts = ending.facts()
         if not facts.said_hello:
             return EXIT_FAILED
         # No restart in place here, so no count of attempts can end it; the next hello is refused instead.

@@ -45,24 +45,25 @@ class Ending:
             self._watch.turn(0.05)
         self._watch.turn(0)
 
-    def facts(self, *, restarts: int, fruitless: int) -> Facts:
+    def facts(self, *, restarts: int = 0, fruitless: int = 0, trains: bool = False) -> Facts:
         """What is known about the end; asks the journal.
 
         Args:
             restarts: restarts in place so far.
             fruitless: starts by this agent, just before this one and in a row, that committed nothing.
+            trains: whether an earlier start opened the run, or its URI was given.
         """
         known, journal = self._ask_journal()
         heard = self._session.heard()
         progress = heard.progress
-        step = progress.step if progress else -1
         here = 0 if journal.committed else fruitless + 1
         return Facts(
             returncode=self._tree.returncode,
             said_hello=heard.hellos > 0,
+            trains=trains,
             journal_known=known,
-            finished=journal.finished_step >= max(0, step),
             finished_step=journal.finished_step,
+            finished_here=journal.finished_here,
             committed=journal.committed,
             durable_step=journal.durable_step,
             fenced=heard.fenced or journal.fenced,
@@ -71,7 +72,7 @@ class Ending:
             byes=heard.byes,
             refused=heard.refused,
             restarts=restarts,
-            step=step,
+            step=progress.step if progress else -1,
             until=progress.until if progress else -1,
         )
 

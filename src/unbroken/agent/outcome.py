@@ -44,11 +44,15 @@ class Facts:
     """As :mod:`subprocess` gives it; None for a process whose code cannot be known."""
     said_hello: bool = True
     """Whether any trainer of this start spoke to the agent."""
+    trains: bool = False
+    """Whether the command is known to train, whatever this start did: an earlier one opened the run, or its URI was
+    given."""
     journal_known: bool = True
-    """Whether the journal could be read after the end; otherwise the next four are as of the last reading."""
-    finished: bool = False
-    """Whether the run is complete, for the number of steps that this command wanted."""
+    """Whether the journal could be read after the end; otherwise the next five are as of the last reading."""
     finished_step: int = -1
+    """The step at which the journal calls the run complete; -1: it does not."""
+    finished_here: bool = False
+    """Whether this very attempt wrote that."""
     committed: bool = False
     """Whether this start committed a checkpoint."""
     durable_step: int = -1
@@ -95,8 +99,16 @@ def decide(facts: Facts, limits: Limits) -> Decision:
             "failed",
             "another attempt owns this run; this one wrote nothing more and stops",
         )
+    # Whether the run is complete for this command is only certain once its own trainer said so: a run that was
+    # finished before may not fit the program, or be asked to go on.
+    certain = facts.notice or _said_finished(facts)
     decision = (
-        _completed(facts) or _interrupted(facts) or _final_error(facts) or _left(facts) or _crashed(facts, limits)
+        (None if certain else _final_error(facts))
+        or _completed(facts)
+        or _interrupted(facts)
+        or _final_error(facts)
+        or _left(facts)
+        or _crashed(facts, limits)
     )
     if facts.journal_known or not facts.said_hello:
         return decision
@@ -168,10 +180,12 @@ def _final_error(facts: Facts) -> Decision | None:
 def _left(facts: Facts) -> Decision | None:
     if not _ended_well(facts) or facts.refused is not None:
         return None
-    if not facts.said_hello:
+    if not facts.said_hello and not facts.trains:
         return Decision(
             errors.EXIT_FINISHED, "finished", "the command ended with 0 but never opened a Run: nothing was supervised"
         )
+    if not _left_by_hand(facts):
+        return None  # a shell or a pipe makes 0 of a trainer that was killed
     until = f"step {facts.until}" if facts.until >= 0 else "its last step"
     return Decision(
         errors.EXIT_FAILED, "left",
@@ -193,14 +207,25 @@ def _crashed(facts: Facts, limits: Limits) -> Decision:
 
 
 def _finished(facts: Facts) -> bool:
-    if facts.journal_known or not facts.byes:
-        return facts.finished
-    return facts.finished or all(bye.outcome == "finished" for bye in facts.byes)
+    """Whether the run is complete for the number of steps that this command wants."""
+    if not facts.journal_known and facts.byes and all(bye.outcome == "finished" for bye in facts.byes):
+        return True
+    if facts.finished_step < 0:
+        return False
+    if facts.finished_here or 0 <= facts.until <= facts.finished_step:
+        return True
+    return any(bye.outcome == "finished" and bye.step <= facts.finished_step for bye in facts.byes)
+
+
+def _said_finished(facts: Facts) -> bool:
+    return any(bye.outcome == "finished" for bye in facts.byes)
 
 
 def _ended_well(facts: Facts) -> bool:
-    if facts.returncode is not None:
-        return facts.returncode == 0
+    return facts.returncode == 0 if facts.returncode is not None else _left_by_hand(facts)
+
+
+def _left_by_hand(facts: Facts) -> bool:
     return bool(facts.byes) and all(bye.outcome in ("finished", "left") for bye in facts.byes)
 
 
@@ -217,4 +242,6 @@ def _reason(facts: Facts) -> str:
     for bye in facts.byes:
         if bye.outcome == "failed":
             return f"{bye.error}: {bye.message} ({ended})"
+    if facts.returncode == 0:
+        return f"the trainer was lost ({ended})" if facts.said_hello else f"no Run was opened ({ended})"
     return ended

@@ -46,6 +46,8 @@ class JournalFacts:
     """What the journal says when a start is over."""
 
     finished_step: int = -1
+    finished_here: bool = False
+    """Whether the newest attempt of this start wrote that the run is complete."""
     durable_step: int = -1
     committed: bool = False
     fenced: bool = False
@@ -265,6 +267,7 @@ class Session:
         mine = [state.attempts[n] for n in self._claims.attempts if n in state.attempts]
         return JournalFacts(
             finished_step=-1 if state.finished_step is None else state.finished_step,
+            finished_here=state.finished_by == claim.lease.attempt,
             durable_step=state.checkpoints[-1].step if state.checkpoints else -1,
             committed=any(record.committed for record in mine),
             fenced=state.fences(claim.lease.attempt, claim.lease.claim),

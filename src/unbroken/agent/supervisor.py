@@ -62,6 +62,8 @@ class _Supervisor:
         self._restarts = 0
         self._fruitless = 0
         """Starts in a row that committed nothing."""
+        self._trains = bool(around.options.uri)
+        """Whether the command is known to open a run."""
 
     def run(self) -> int:
         while True:
@@ -87,9 +89,10 @@ class _Supervisor:
                 watch.follow(tree.ended)
                 ending = Ending(around, tree, session, watch)
                 ending.settle()
-                facts = ending.facts(restarts=self._restarts, fruitless=self._fruitless)
+                facts = ending.facts(restarts=self._restarts, fruitless=self._fruitless, trains=self._trains)
                 decision = decide(facts, Limits(options.max_restarts, options.no_progress_limit))
                 self._count(facts)
+                self._trains = self._trains or facts.said_hello
                 return ending.conclude(decision, facts)
             finally:
                 tree.clear(0.0 if tree.ended() else options.leftover_grace)
