@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from unbroken.agent import session
 from unbroken.agent.claims import Claims
 from unbroken.agent.events import Admitted, Departed, Event, Fenced, Told, Trouble
 from unbroken.agent.session import Session
@@ -18,6 +19,7 @@ from unbroken.journal import Journal, Origin
 from unbroken.journal.events import CheckpointCommitted, Note
 from unbroken.link.channel import Channel, connect
 from unbroken.link.messages import PROTOCOL, Advice, Bye, Committed, Hello, Message, Refused, Stop, Welcome
+from unbroken.link.progress import ProgressPage
 from unbroken.store import open_store
 
 STOP = Stop("ec2", "terminate", 2_000_000_000.0)
@@ -97,6 +99,45 @@ def test_trainers_that_come_after_the_others_left_are_a_new_attempt(node: Node) 
     assert state.attempts[1].ended is not None
     assert state.attempts[1].ended.cause == "failed"
     assert node.session.heard().byes == ()
+
+
+def test_second_trainer_of_one_rank_is_refused_and_the_first_goes_on(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_DEPARTURE_SECONDS", 0.01)
+    first, _ = node.join(pid=7)
+    _, answer = node.join(pid=8)
+    assert isinstance(answer, Refused)
+    assert (answer.error, answer.kind) == ("ConfigError", "second-trainer")
+    assert "process 8" in answer.message
+    assert "process 7" in answer.message
+    assert node.session.stop(STOP)
+    assert next(first.messages) == STOP
+    assert list(journal(node).state.attempts) == [1]
+
+
+def test_trainer_that_said_goodbye_is_gone_though_its_connection_stays_open(node: Node) -> None:
+    first, _ = node.join(pid=7)
+    first.channel.send(Bye("left", 4))
+    node.until(Told)
+    assert not node.session.connected()
+    assert not node.session.stop(STOP)
+    _, answer = node.join(pid=8)
+    assert isinstance(answer, Welcome)
+    assert answer.attempt == 2
+
+
+def test_progress_is_followed_across_a_clock_that_is_set_back(node: Node, tmp_path: Path) -> None:
+    page = ProgressPage(tmp_path / "page", create=True)
+    page.write(1, 9, 1000.0, 0.0, -1, 0.0)
+    node.join(progress=str(page.path))
+    first = node.session.heard().progress
+    page.write(2, 9, 400.0, 0.0, -1, 0.0)
+    second = node.session.heard().progress
+    page.close()
+    assert first is not None
+    assert second is not None
+    assert (first.step, second.step) == (1, 2)
 
 
 def test_attempt_of_a_dead_agent_is_adopted(node: Node) -> None:

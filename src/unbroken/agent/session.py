@@ -13,7 +13,7 @@ from unbroken.agent.events import Admitted, Departed, Event, Fenced, ThreadFaile
 from unbroken.agent.recorder import Recorder
 from unbroken.agent.server import LinkServer
 from unbroken.clock import Clock
-from unbroken.errors import FencedError, StoreError, UnbrokenError
+from unbroken.errors import ConfigError, FencedError, StoreError, UnbrokenError
 from unbroken.journal import Event as JournalEvent
 from unbroken.journal.events import AttemptEnded
 from unbroken.link.channel import Channel, ChannelError
@@ -21,6 +21,8 @@ from unbroken.link.messages import Advice, Bye, Committed, FromAgent, Hello, Mes
 from unbroken.link.progress import Progress, ProgressPage
 
 _RETRY_SECONDS = 1.0
+_DEPARTURE_SECONDS = 2.0
+"""For how long a new trainer waits for the thread of one that is gone to notice it."""
 JOIN_SECONDS = 2.0
 """For how long a thread is waited for, where no deadline comes sooner."""
 
@@ -58,6 +60,8 @@ class JournalFacts:
 class _Member:
     hello: Hello
     page: ProgressPage | None = field(default=None)
+    parted: bool = False
+    """Whether it has said good-bye: its connection may stay open, held by a process that it forked."""
 
 
 class Session:
@@ -73,7 +77,8 @@ class Session:
         self._post = post
         self._clock = clock
         self._opening = threading.Lock()  # held while the store is asked; never needed to send a stop
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._departure = threading.Condition(self._lock)
         self._members: dict[Channel, _Member] = {}
         self._heard = Heard()
         self._greeting = 0
@@ -103,16 +108,16 @@ class Session:
             return sorted((member.hello for member in self._members.values()), key=lambda hello: hello.rank)
 
     def connected(self) -> bool:
-        """Whether any trainer is connected or is being admitted."""
+        """Whether any trainer that has not said good-bye is connected, or one is being admitted."""
         with self._lock:
-            return bool(self._members) or self._greeting > 0
+            return self._expects_more()
 
     def stop(self, stop: Stop) -> bool:
         """Tell all trainers, those to come too, to save and leave; False where none is connected yet."""
         with self._lock:
             self._stop = stop
             self._send_all(stop)
-            return bool(self._members) or self._greeting > 0
+            return self._expects_more()
 
     def advise(self, advice: Advice) -> None:
         """Tell the connected trainers that an interruption has become likely."""
@@ -145,7 +150,7 @@ class Session:
             if not isinstance(hello, Hello) or not self._greet(channel, hello):
                 return
             for message in messages:
-                self._listen(hello.rank, message)
+                self._listen(channel, hello.rank, message)
         except ChannelError as error:
             self._post(Trouble(str(error)))
         finally:
@@ -166,14 +171,33 @@ class Session:
     def _answer(self, hello: Hello) -> tuple[Welcome | Refused, bool]:
         try:
             self._claims.check(hello)
+            self._demand_vacancy(hello)
             claim, first = self._claims.current, False
-            if claim is None or not self._has_members():
+            if claim is None or not self._live():
                 if claim is not None:
                     self._close_attempt(claim)
                 claim, first = self._claims.begin(hello), True
         except UnbrokenError as error:
             return Refused(type(error).__name__, error.message, error.kind, error.hint), False
         return Welcome(claim.lease.attempt, claim.lease.claim), first
+
+    def _demand_vacancy(self, hello: Hello) -> None:
+        """Refuse a second trainer of one rank: both would train, and commit, as the same attempt.
+
+        Raises:
+            ConfigError: one of this rank is connected, and stays.
+        """
+        with self._departure:
+            if self._departure.wait_for(lambda: self._holder(hello.rank) is None, _DEPARTURE_SECONDS):
+                return
+            holder = self._holder(hello.rank)
+        raise ConfigError(
+            f"process {hello.pid} opens {hello.uri} as rank {hello.rank} of {hello.world_size}, and process "
+            f"{holder.pid if holder else 0} of the same command trains it as that rank",
+            kind="second-trainer",
+            hint="Start one trainer below each unbroken run; guard a script that spawns processes with "
+            'if __name__ == "__main__"',
+        )
 
     def _admit(self, channel: Channel, hello: Hello, answer: Welcome | Refused, first: bool) -> bool:
         with self._lock:
@@ -198,13 +222,16 @@ class Session:
         step = heard.progress.step if heard.progress else -1
         claim.append(AttemptEnded(outcome, step, "the command went on with another attempt"))
 
-    def _listen(self, rank: int, message: Message) -> None:
+    def _listen(self, channel: Channel, rank: int, message: Message) -> None:
         if isinstance(message, Hello | Welcome | Refused | Stop | Advice):
             raise ChannelError(f"rank {rank} sent a {type(message).__name__} out of turn", kind="protocol")
         with self._lock:
             match message:
                 case Bye():
+                    self._read_progress()
                     self._heard.byes += (message,)
+                    self._members[channel].parted = True
+                    self._departure.notify_all()
                 case Committed(step=step):
                     self._heard.committed_step = max(self._heard.committed_step, step)
                 case Stopping(step=step):
@@ -215,23 +242,36 @@ class Session:
         with self._lock:
             self._read_progress()
             member = self._members.pop(channel, None)
+            self._departure.notify_all()
             if member is not None and member.page is not None:
                 member.page.close()
         if member is not None:
             self._post(Departed(member.hello.rank))
 
-    def _has_members(self) -> bool:
+    def _live(self) -> list[Hello]:
+        """The trainers that have not said good-bye."""
         with self._lock:
-            return bool(self._members)
+            return [member.hello for member in self._members.values() if not member.parted]
+
+    def _holder(self, rank: int) -> Hello | None:
+        return next((hello for hello in self._live() if hello.rank == rank), None)
+
+    def _expects_more(self) -> bool:
+        return bool(self._live()) or self._greeting > 0
 
     def _read_progress(self) -> None:
+        """Read the pages anew. Of several, the most steps count, never the latest moment: a clock may be set back."""
+        readings = []
         for member in self._members.values():
+            if member.parted:
+                continue
             if member.page is None and member.hello.progress:
                 member.page = _open_page(Path(member.hello.progress))
             reading = member.page.read() if member.page is not None else None
-            known = self._heard.progress
-            if reading is not None and (known is None or reading.at >= known.at):
-                self._heard.progress = reading
+            if reading is not None:
+                readings.append(reading)
+        if readings:
+            self._heard.progress = max(readings, key=lambda reading: reading.step)
 
     def _send_all(self, message: FromAgent) -> None:
         for channel in self._members:
