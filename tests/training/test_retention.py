@@ -181,7 +181,9 @@ def test_once_a_stop_is_asked_for_retention_gives_way_at_once(uri, turns, journa
             with turns:
                 assert turns.wait_for(lambda step=step: turns.over == step, 60)
             if step == 5:
-                run._opened.link.stop = StopRequest("test", "a stop", run._clock.now() + 60.0)
+                run._opened.link.stop = StopRequest(
+                    "test", "a stop", run._clock.now() + 60.0, run._clock.monotonic() + 60.0
+                )
     assert asked[:5] == [False] * 5
     assert all(asked[5:])  # one turn, or none where the process left before it began
     assert kept(journal) == [4, 5, 6]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +27,11 @@ from unbroken.errors import (
 )
 from unbroken.journal import Journal, Origin
 from unbroken.journal.events import CheckpointCommitted, Note
+from unbroken.link.messages import SignalReceived
 from unbroken.store import open_store
 from unbroken.testing import flip_bit
 from unbroken.training.agent_link import AgentLink
-from unbroken.training.attempt import Attempt
+from unbroken.training.attempt import Attempt, farewell
 
 
 def notes(journal: Journal, topic: str) -> list[Note]:
@@ -204,7 +208,7 @@ def test_a_failed_save_warns_is_journalled_and_never_the_latest(training, uri, m
     monkeypatch.setattr(saver, "_FIRST_PAUSE", 0.0)
     finished = training(uri).train(11)
     assert failing["left"] == 0
-    assert "the save of step 4 failed; training goes on" in caplog.text
+    assert "the save of step 4 failed, nothing is saved yet, another one follows" in caplog.text
     assert 4 not in [record.step for record in journal().state.commits]
     assert [note.data["step"] for note in notes(journal(), "save-failed")] == [4]
     assert finished.bits() == truth
@@ -336,6 +340,145 @@ def test_a_lost_agent_is_replaced_and_training_goes_on(training, uri, journal, t
     assert state.finished_step == 11
     assert list(state.attempts) == [1]  # the new agent adopted the attempt
     assert state.attempts[1].ended is not None
+
+
+def test_what_is_drawn_before_the_first_step_does_not_change_a_resumed_run(training, uri, interrupt, tmp_path):
+    def train(attempt, stop_at=None):
+        with attempt.run as run:
+            torch.rand(3)
+            torch.rand(3, generator=attempt.order)
+            for step in run.steps(until=9):
+                attempt.step()
+                if step == stop_at:
+                    interrupt()
+        return attempt.bits()
+
+    truth = train(training(str(tmp_path / "truth")))
+    with pytest.raises(Interrupted):
+        train(training(uri), stop_at=4)
+    assert train(training(uri)) == truth
+
+
+def test_a_folder_that_is_away_for_a_while_costs_saves_and_not_the_training(training, uri, truth, monkeypatch, journal):
+    from unbroken.training import saver
+
+    monkeypatch.setattr(saver, "_FIRST_PAUSE", 0.0)
+    folder, away = Path(uri), Path(uri + ".away")
+    moves = {2: lambda: folder.rename(away), 6: lambda: away.rename(folder)}
+    finished = training(uri).train(11, moves)
+    assert finished.bits() == truth
+    assert journal().state.finished_step == 11
+    assert [note.data["step"] for note in notes(journal(), "save-failed")] == [4]
+
+
+def test_a_fault_in_the_saver_fails_one_save_and_no_more(training, uri, monkeypatch, caplog, journal):
+    from unbroken.checkpoint import CheckpointWriter
+
+    class Panic(BaseException):
+        """What a Rust extension raises."""
+
+    write = CheckpointWriter.write
+
+    def broken(self, state):
+        if state.step == 4:
+            raise Panic("boom")
+        return write(self, state)
+
+    monkeypatch.setattr(CheckpointWriter, "write", broken)
+    training(uri).train(11)
+    assert "Panic: boom" in caplog.text
+    assert [record.step for record in journal().state.commits][-1] == 11
+
+
+def test_a_state_that_can_no_longer_be_kept_warns_and_the_final_save_says_what_it_is(training, uri, caplog, journal):
+    attempt = training(uri)
+    held = attempt.optimizer.param_groups[0]
+
+    def spoil() -> None:
+        held["lock"] = threading.Lock()
+
+    with pytest.raises(ConfigError, match=r"\['lock'\] is a _thread.lock"):
+        attempt.train(11, {5: spoil})
+    assert attempt.run.step == 11  # training went on to its end
+    assert "the save of step 8 failed, step 4 stands" in caplog.text
+    assert [record.step for record in journal().state.commits] == [4]
+
+
+def test_a_forked_child_still_dies_of_sigterm(script):
+    body = """
+    import multiprocessing, time
+    with unbroken.Run(URI, state={"m": model}) as run:
+        for step in run.steps(until=2):
+            if step == 0:
+                child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+                child.start()
+    """
+    done = script(body)  # multiprocessing ends its daemons by SIGTERM, and waits for them
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_error_of_the_users_own_is_not_taken_for_one_of_ours():
+    class NotFoundError(Exception):
+        pass
+
+    assert farewell(NotFoundError("mine"), step=1).error.endswith(".NotFoundError")
+    assert farewell(NotFoundError("mine"), step=1).error != "NotFoundError"
+    assert farewell(RuntimeError("a bug"), step=1).error == "RuntimeError"
+    assert farewell(MismatchError("ours"), step=1).error == "MismatchError"
+
+
+def test_a_clock_that_is_set_does_not_cut_a_stop_short(training, uri, interrupt, journal):
+    class Jumping:
+        """The machine's clock, set an hour forward once it is told so."""
+
+        jump = 0.0
+        now = lambda self: time.time() + self.jump  # noqa: E731
+        monotonic = staticmethod(time.monotonic)
+        sleep = staticmethod(time.sleep)
+        wait = staticmethod(lambda event, seconds: event.wait(max(0.0, seconds)))
+
+    clock = Jumping()
+    attempt = training(uri)
+    run = unbroken.Run(uri, every=100, state=attempt.state, clock=clock)
+
+    def set_clock() -> None:
+        deadline = time.monotonic() + 30
+        while run._linked.stop is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        clock.jump = 3600.0
+
+    run._grace = 3600.0  # what counts here is the deadline that the agent gave
+    with pytest.raises(Interrupted, match="step 3 is durable"), run:
+        for step in run.steps(until=11):
+            attempt.step()
+            if step == 2:
+                run._linked.send(SignalReceived("SIGTERM", time.time()))
+                set_clock()
+    assert [record.step for record in journal().state.commits] == [3]
+
+
+def test_an_error_is_told_in_words_with_the_line_of_the_program(script):
+    done = script("unbroken.Run('s3://', state={'m': model})")
+    assert done.returncode == 78
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("unbroken: 's3://'")
+    assert "hint: " in done.stderr
+    assert "train.py:4: unbroken.Run('s3://', state={'m': model})" in done.stderr
+
+
+def test_a_killed_trainer_leaves_nothing_in_the_temporary_folder(uri, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    path = tmp_path / "killed.py"
+    path.write_text(
+        "import os, signal, sys, torch, unbroken\n"
+        "with unbroken.Run(sys.argv[1], state={'m': torch.nn.Linear(1, 1)}) as run:\n"
+        "    for step in run.steps(until=9):\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-m", "unbroken", "run", "--max-restarts", "0", "--", sys.executable, path, uri]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert list((tmp_path / "tmp").glob("unbroken-*")) == []
 
 
 def test_nothing_is_left_behind(training, uri, interrupt):

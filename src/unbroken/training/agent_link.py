@@ -16,7 +16,7 @@ from pathlib import Path
 
 import unbroken.errors
 from unbroken.clock import Clock
-from unbroken.errors import StoreError, UnbrokenError
+from unbroken.errors import EXIT_CONFIG, ConfigError, FencedError, StoreError, UnbrokenError
 from unbroken.journal import Journal
 from unbroken.link.channel import Channel, ChannelError, connect
 from unbroken.link.messages import (
@@ -37,20 +37,28 @@ from unbroken.store import open_store
 _log = logging.getLogger("unbroken")
 
 _CONNECT_SECONDS = 30.0
+_LOOK_SECONDS = 0.2
 _WELCOME_SECONDS = 600.0
 """Opening the store and claiming may retry for minutes on a bad day of the storage."""
 
 
 _FAREWELL_SECONDS = 10.0
+_LAST_SECOND = 1.0
+_REPLACEMENTS = 10
+"""How many agents in a row may fail to start, or die within a minute, before we go on without one."""
+_LIVED = 60.0
 
 
 @dataclass(frozen=True)
 class StopRequest:
-    """Why and until when to stop. ``deadline`` is in wall-clock seconds since the epoch."""
+    """Why and until when to stop."""
 
     source: str
     reason: str
     deadline: float
+    """Wall-clock seconds since the epoch: for people, and wrong once the machine's clock is set."""
+    until: float
+    """The same moment by the monotonic clock: for waiting."""
 
 
 class AgentLink:
@@ -64,7 +72,9 @@ class AgentLink:
     def __init__(self, uri: str, *, clock: Clock) -> None:
         self._uri = uri
         self._clock = clock
-        self._folder = Path(tempfile.mkdtemp(prefix="unbroken-"))
+        self._folder = _folder()
+        self._parting = threading.Event()
+        self._short_lived = 0
         self.progress = ProgressPage(self._progress_path(), create=True)
         self._bye: Bye | None = None
         self._lock = threading.Lock()  # held where the channel is exchanged, or given its last word
@@ -118,6 +128,7 @@ class AgentLink:
         with self._lock:
             self._bye = bye
             self._part(self._channel, bye)
+        self._parting.set()
         if self._listener is not None:
             self._listener.join(_FAREWELL_SECONDS)
         self.progress.close()
@@ -134,8 +145,11 @@ class AgentLink:
 
     def _wait_for_agent(self, agent: subprocess.Popen[bytes]) -> None:
         """An agent of our own journals how we ended, and ends; in its own session, it may take longer than we do."""
+        seconds = _FAREWELL_SECONDS
+        if self.stop is not None:
+            seconds = max(0.0, min(seconds, self.stop.until - self._clock.monotonic() - _LAST_SECOND))
         try:
-            agent.wait(_FAREWELL_SECONDS)
+            agent.wait(seconds)
         except subprocess.TimeoutExpired:
             _log.warning("unbroken: the agent is still writing to the journal; it ends by itself")
 
@@ -148,13 +162,29 @@ class AgentLink:
 
     def _start_agent(self) -> Path:
         """Start an agent for this process alone; by exec, in a session of its own."""
-        path = Path(tempfile.mkdtemp(prefix="agent-", dir=self._folder)) / "agent.sock"
+        path = Path(tempfile.mkdtemp(prefix="a", dir=self._folder)) / "agent.sock"
         command = [sys.executable, "-m", "unbroken.agent", "--socket", str(path), "--watch", str(os.getpid())]
         self._agent = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         return path
 
+    def _connect(self, path: Path) -> Channel:
+        """Connect to the agent at ``path``; one of our own that has ended already is not waited for."""
+        deadline = self._clock.monotonic() + _CONNECT_SECONDS
+        while True:
+            try:
+                return connect(path, timeout=_LOOK_SECONDS, clock=self._clock)
+            except ChannelError:
+                if self._agent is not None and (code := self._agent.poll()) is not None:
+                    kind = ConfigError if code == EXIT_CONFIG else StoreError
+                    raise kind(
+                        f"the agent ended with {code} before it could be reached", kind="agent",
+                        hint="Look at its message above",
+                    ) from None  # fmt: skip
+                if self._clock.monotonic() >= deadline:
+                    raise
+
     def _say_hello(self, path: Path) -> None:
-        channel = connect(path, timeout=_CONNECT_SECONDS, clock=self._clock)
+        channel = self._connect(path)
         watchdog = threading.Timer(_WELCOME_SECONDS, channel.close)
         watchdog.daemon = True
         watchdog.start()
@@ -185,6 +215,7 @@ class AgentLink:
     def _listen(self) -> None:
         """Runs in a thread until the link is closed; an agent that vanishes is replaced."""
         while True:
+            began = self._clock.monotonic()
             try:
                 for message in self._messages:
                     self._hear(message)
@@ -192,25 +223,50 @@ class AgentLink:
                 _log.warning("unbroken: %s", error)
             if self._bye is not None:
                 return
-            _log.warning("unbroken: the agent is gone; training goes on, starting another one")
             lost, self._channel = self._channel, None
             if lost is not None:
                 lost.close()
+            self._short_lived = 0 if self._clock.monotonic() - began >= _LIVED else self._short_lived + 1
+            if not self._replace_agent():
+                return
+
+    def _replace_agent(self) -> bool:
+        """Greet another agent, which adopts this attempt: False where the attempt ends first, or none would live."""
+        _log.warning("unbroken: the agent is gone; training goes on, starting another one")
+        while self._short_lived <= _REPLACEMENTS:
+            # At once the first time; later ones ever more slowly, for whatever ends them may last.
+            pause = 0.0 if self._short_lived <= 1 else min(2.0 ** (self._short_lived - 2), _LIVED)
+            if self._clock.wait(self._parting, pause):
+                return False
             try:
                 self._say_hello(self._start_agent())
+                return True
+            except FencedError as error:
+                _log.warning("unbroken: %s", error)
+                return False  # the loop hears of it from the next save
             except (UnbrokenError, OSError) as error:
-                _log.warning("unbroken: no agent (%s): interruptions are not heard, saving goes on", error)
-                return
+                self._short_lived += 1
+                _log.warning("unbroken: another agent could not be started: %s", error)
+        _log.warning("unbroken: no agent stays alive: interruptions are not heard, saving goes on")
+        return False
 
     def _hear(self, message: Message) -> None:
         match message:
             case Stop():
-                if self.stop is None or message.deadline < self.stop.deadline:
-                    self.stop = StopRequest(message.source, message.reason, message.deadline)
+                until = self._clock.monotonic() + message.deadline - self._clock.now()
+                if self.stop is None or until < self.stop.until:
+                    self.stop = StopRequest(message.source, message.reason, message.deadline, until)
             case Advice():
                 self.advised = True
             case _:
                 _log.debug("unexpected message from the agent: %r", message)
+
+
+def _folder() -> Path:
+    """A new folder for the progress page: beside the agent's socket, which cleans up after a trainer that is killed."""
+    socket = os.environ.get(SOCKET_VARIABLE)
+    beside = Path(socket).parent if socket and Path(socket).parent.is_dir() else None
+    return Path(tempfile.mkdtemp(prefix="trainer-" if beside else "unbroken-", dir=beside))
 
 
 def _error(answer: Refused) -> UnbrokenError:

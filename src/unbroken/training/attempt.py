@@ -17,7 +17,6 @@ from unbroken.errors import (
     DamagedError,
     FencedError,
     Interrupted,
-    StoreError,
     UnbrokenError,
 )
 from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
@@ -74,6 +73,7 @@ class Attempt:
         self._lock = threading.Lock()
         self._newest: CheckpointCommitted | None = None
         self._pending: PendingSave | None = None
+        self._generators: list[tuple[StateObject, Any]] = []
         self.save_failed = False
         """Set, from another thread, when a save was given up; whoever acts on it clears it."""
         self._writer = CheckpointWriter(journal, self._lease, self._origin, clock=clock)
@@ -126,8 +126,19 @@ class Attempt:
             return 0
         record, manifest, state = found
         apply_state(objects, state, partial=manifest.partial)
+        self._generators = [(item, state[item.name]) for item in objects if item.generator and item.name in state]
         self.continue_from(record, manifest, seconds=self._clock.monotonic() - began)
         return record.step
+
+    def rewind_generators(self) -> None:
+        """Put the random number generators where they were when the restored step was complete.
+
+        What a program draws between the restore and its first step (``iter(DataLoader)`` draws a seed) is not drawn by
+        a run that is never interrupted.
+        """
+        for item, saved in self._generators:
+            item.load(saved)
+        self._generators = []
 
     def continue_from(self, record: CheckpointRecord, manifest: Manifest, *, seconds: float) -> None:
         """Journal that training goes on from a checkpoint, whose restore took ``seconds``: the parent of the next one.
@@ -183,19 +194,27 @@ class Attempt:
             self.link.advised = False
             cadence.advised()
 
-    def save(self, objects: list[StateObject], step: int, metrics: Metrics) -> PendingSave | None:
+    def save(
+        self, objects: list[StateObject], step: int, metrics: Metrics, *, since: float | None = None
+    ) -> PendingSave | None:
         """Stage the state of the objects and hand it to the saver; returns when the loop may go on.
 
+        Args:
+            since: when the step was complete, by the monotonic clock; now by default.
+
         Returns:
-            the save on its way, or None where the host has no memory free for it now.
+            the save on its way, or None where it failed already: the host has no memory free for it now, or the state
+            has come to hold something that a checkpoint cannot.
         """
         try:
-            return self.stage(objects, step, metrics)
-        except MemoryError as error:
+            return self.stage(objects, step, metrics, since=since)
+        except (MemoryError, ConfigError) as error:
             self.report_failure(step, error)
             return None
 
-    def stage(self, objects: list[StateObject], step: int, metrics: Metrics) -> PendingSave | None:
+    def stage(
+        self, objects: list[StateObject], step: int, metrics: Metrics, *, since: float | None = None
+    ) -> PendingSave | None:
         """As :meth:`save`, but None only while both slots are being uploaded.
 
         Raises:
@@ -213,8 +232,9 @@ class Attempt:
             slot.release()
             raise
         state = HostState(
-            step, captured.tree, slot.tensors, metrics, began_at=began, stall=self._clock.monotonic() - began
-        )
+            step, captured.tree, slot.tensors, metrics,
+            began_at=began if since is None else since, stall=self._clock.monotonic() - began,
+        )  # fmt: skip
         self._pending = self._saver.submit(state, slot.release)
         return self._pending
 
@@ -242,7 +262,7 @@ class Attempt:
 
     def close(self, bye: Bye, *, seconds: float) -> None:
         """Let saves under way finish for at most ``seconds``, then say goodbye and take everything down."""
-        if not self._saver.close(seconds):
+        if not self._saver.close(seconds) and seconds > 0:
             _log.warning("unbroken: a save was still under way after %.0f s and is given up", seconds)
         self.link.close(bye)
 
@@ -278,7 +298,8 @@ class Attempt:
 
     def report_failure(self, step: int, error: Exception) -> None:
         """Say that a save was given up, and journal it with the next commit. Safe from any thread."""
-        _log.warning("unbroken: the save of step %d failed; training goes on: %s", step, error)
+        stands = f"step {self.durable_step} stands" if self.durable_step >= 0 else "nothing is saved yet"
+        _log.warning("unbroken: the save of step %d failed, %s, another one follows: %s", step, stands, error)
         self.link.send(SaveFailed(step, str(error)))
         with self._lock:
             self._untold.append(Note("save-failed", str(error), {"step": step}))
@@ -293,7 +314,7 @@ class Attempt:
                 self._append(notes[0])
             except FencedError:
                 return  # the loop hears of it from the next save
-            except StoreError as error:
+            except UnbrokenError as error:
                 _log.debug("not journalled yet: %s", error)
                 break
             notes.pop(0)
@@ -306,7 +327,15 @@ def farewell(error: BaseException, *, step: int) -> Bye:
     if isinstance(error, Interrupted):
         return Bye("interrupted", step, message=error.message, exit_code=EXIT_INTERRUPTED)
     code = error.exit_code if isinstance(error, UnbrokenError) else EXIT_FAILED
-    return Bye("failed", step, type(error).__name__, str(error)[:_MESSAGE_LIMIT], code)
+    return Bye("failed", step, _class_name(error), str(error)[:_MESSAGE_LIMIT], code)
+
+
+def _class_name(error: BaseException) -> str:
+    """With its module, unless it is ours or Python's own: a user's NotFoundError must not be taken for ours."""
+    kind = type(error)
+    if isinstance(error, UnbrokenError) or kind.__module__ == "builtins":
+        return kind.__name__
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def refuse_several_ranks() -> None:

@@ -25,12 +25,14 @@ class StateObject:
         value: the object itself.
         read: gives its state: nested containers, scalars and tensors. Tensors may alias the live ones.
         load: puts such a state back.
+        generator: whether it is a random number generator.
     """
 
     name: str
     value: object
     read: Callable[[], Any]
     load: Callable[[Any], None]
+    generator: bool = False
 
 
 def state_objects(state: dict[str, object]) -> list[StateObject]:
@@ -70,7 +72,7 @@ def check_names(state: dict[str, object]) -> None:
 
 def random_generators() -> StateObject:
     """The global random number generators of Python, NumPy and torch, under the name :data:`RNG`."""
-    return StateObject(RNG, None, _read_rng, _load_rng)
+    return StateObject(RNG, None, _read_rng, _load_rng, generator=True)
 
 
 def adapt(name: str, value: object) -> StateObject | None:
@@ -78,12 +80,12 @@ def adapt(name: str, value: object) -> StateObject | None:
     if isinstance(value, torch.Tensor):
         return StateObject(name, value, lambda: value, lambda saved: _load_tensor(name, value, saved))
     if isinstance(value, torch.Generator):
-        return StateObject(name, value, value.get_state, lambda saved: _load_generator(value, saved))
+        return StateObject(name, value, value.get_state, lambda saved: _load_generator(value, saved), generator=True)
     if isinstance(value, random.Random):
-        return StateObject(name, value, value.getstate, value.setstate)
+        return StateObject(name, value, value.getstate, value.setstate, generator=True)
     if (numpy := _numpy()) is not None and isinstance(value, numpy.random.Generator):
         bits = value.bit_generator
-        return StateObject(name, value, lambda: bits.state, lambda saved: setattr(bits, "state", saved))
+        return StateObject(name, value, lambda: bits.state, lambda saved: setattr(bits, "state", saved), generator=True)
     read, load = getattr(value, "state_dict", None), getattr(value, "load_state_dict", None)
     if callable(read) and callable(load) and not isinstance(value, type):
         return StateObject(name, value, read, load)

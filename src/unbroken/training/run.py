@@ -133,6 +133,7 @@ class Run:
         if isinstance(until, bool) or not isinstance(until, int) or until < 0:
             raise ConfigError(f"until={until!r} is no number of steps", kind="until", hint="Write a whole number")
         self._looping = True
+        attempt.rewind_generators()
         # Everything that the loop touches each step is a local name: a step without a save costs a microsecond or two.
         page, signals, clock = link.progress, self._signals, self._clock
         cadence = Cadence(self._every, step=self._step, clock=clock)
@@ -185,17 +186,21 @@ class Run:
             self._stage()
             cadence.saved(self._step)
 
-    def _stage(self) -> PendingSave | None:
+    def _stage(self, *, since: float | None = None, strict: bool = False) -> PendingSave | None:
+        """Begin a save of this boundary; ``strict``: raise what makes it impossible, for there is no later one."""
         attempt = self._opened
         self._logbook.forget(attempt.durable_step)
-        return attempt.save(self._objects, self._step, self._logbook.until(self._step))
+        metrics = self._logbook.until(self._step)
+        if strict:
+            return attempt.stage(self._objects, self._step, metrics, since=since)
+        return attempt.save(self._objects, self._step, metrics, since=since)
 
     def _leave(self) -> NoReturn:
         """Save this boundary within the time that is left, and end the process with 75."""
         attempt = self._opened
         stop = self._stop_request()
         attempt.tell(Stopping(self._step))
-        left = max(0.0, stop.deadline - self._clock.now())
+        left = max(0.0, stop.until - self._clock.monotonic())
         if self._step == 0:
             raise Interrupted(f"interrupted ({stop.reason}) before the first step was complete")
         if self._save_within(left - min(_EXIT_SECONDS, left * _EXIT_SHARE)):
@@ -210,42 +215,53 @@ class Run:
 
     def _stop_request(self) -> StopRequest:
         """Why to stop. A signal that this process received itself goes to the agent, which knows the grace period."""
-        link = self._opened.link
-        if self._signals.received:
-            link.send(SignalReceived(self._signals.received))
-        own = StopRequest(self._signals.received, self._signals.received, self._clock.now() + self._grace)
-        if link.stop is None:
-            return own
-        return min(link.stop, own, key=lambda stop: stop.deadline) if self._signals.received else link.stop
+        link, signals, clock = self._linked, self._signals, self._clock
+        if not signals.received and link.stop is not None:
+            return link.stop
+        link.send(SignalReceived(signals.received, signals.received_at))
+        deadline = signals.received_at + self._grace  # the grace period runs from the signal, not from the boundary
+        own = StopRequest(signals.received, signals.received, deadline, clock.monotonic() + deadline - clock.now())
+        return own if link.stop is None else min(link.stop, own, key=lambda stop: stop.until)
 
     def _complete_run(self) -> None:
         """Make the last step durable and journal that the run is finished."""
-        attempt = self._opened
+        attempt, clock = self._opened, self._clock
         attempt.raise_fatal()
-        if not self._save_within(_FINAL_SAVE_SECONDS):
+        deadline = clock.monotonic() + _FINAL_SAVE_SECONDS
+        if not self._save_within(_FINAL_SAVE_SECONDS, final=True):
             raise StoreError(
                 f"the final checkpoint of step {self._step} did not become durable; durable is {_durable(attempt)}",
                 kind="final-save", hint="Start the command again: it goes on from there",
             )  # fmt: skip
-        attempt.finish(self._step)
+        while True:
+            try:
+                attempt.finish(self._step)
+                break
+            except StoreError:
+                if clock.monotonic() >= deadline:
+                    raise
+                clock.sleep(_LONGEST_PAUSE)
         self._complete = True
 
-    def _save_within(self, seconds: float) -> bool:
+    def _save_within(self, seconds: float, *, final: bool = False) -> bool:
         """Make this boundary durable, trying again for as long as there is time. The loop stands still.
 
         Raises:
             FencedError: another attempt owns the run.
+            ConfigError: ``final``, and the state has come to hold a value that no checkpoint can; names it.
         """
         attempt, clock = self._opened, self._clock
-        deadline = clock.monotonic() + seconds
+        began = clock.monotonic()
+        deadline = began + seconds
         pause = _POLL_SECONDS
         while attempt.durable_step != self._step:
             attempt.raise_fatal()
             if clock.monotonic() >= deadline:
                 return False
-            pending = attempt.pending(self._step) or self._stage()
+            pending = attempt.pending(self._step) or self._stage(since=began, strict=final)
             if pending is None:
                 clock.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
             elif not attempt.wait(pending, deadline - clock.monotonic()):
                 clock.sleep(min(pause, max(0.0, deadline - clock.monotonic())))
                 pause = min(2 * pause, _LONGEST_PAUSE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from dataclasses import dataclass, field
 
 from unbroken.checkpoint import CheckpointWriter, HostState
 from unbroken.clock import Clock
-from unbroken.errors import FencedError, StoreError
+from unbroken.errors import FencedError, StoreError, UnbrokenError
 from unbroken.journal.events import CheckpointCommitted
+
+_log = logging.getLogger("unbroken")
 
 _TRIES = 3
 _FIRST_PAUSE = 1.0
@@ -62,7 +65,7 @@ class Saver:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="unbroken-saver", daemon=True)
         self.fatal: Exception | None = None
-        """Why no further save can succeed: the run is fenced, or the thread met a fault of its own."""
+        """Why no further save can succeed: another attempt owns the run."""
         self._thread.start()
 
     @property
@@ -103,8 +106,12 @@ class Saver:
         while (pending := self._queue.get()) is not None:
             try:
                 self._save(pending)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the loop must hear of it
-                pending.error = self.fatal = error
+            except BaseException as error:  # noqa: BLE001 - a thread that died would never save again, and say nothing
+                _log.debug("in the saver's thread", exc_info=True)
+                pending.error = StoreError(
+                    f"the save met a fault of our own ({type(error).__name__}: {error})", kind="fault"
+                )
+                self._tell(pending.state.step, pending.error)
             finally:
                 pending.release()
                 with self._lock:
@@ -112,6 +119,12 @@ class Saver:
                 pending.done.set()
             if pending.event is not None and self.fatal is None:
                 self._idle()
+
+    def _tell(self, step: int, error: Exception) -> None:
+        try:
+            self._on_failed(step, error)
+        except BaseException:  # noqa: BLE001 - telling must not end the thread either
+            _log.warning("unbroken: the save of step %d failed: %s", step, error)
 
     def _idle(self) -> None:
         try:
@@ -127,7 +140,7 @@ class Saver:
             pending.event = self._write(pending.state)
         except FencedError as error:
             pending.error = self.fatal = error
-        except StoreError as error:
+        except UnbrokenError as error:  # also a bucket or folder that is away for a while
             pending.error = error
             self._on_failed(pending.state.step, error)
         else:
@@ -138,7 +151,9 @@ class Saver:
         for _ in range(_TRIES - 1):
             try:
                 return self._writer.write(state)
-            except StoreError:
+            except FencedError:
+                raise
+            except UnbrokenError:
                 if self._clock.wait(self._closing, pause):
                     raise
                 pause *= 2
