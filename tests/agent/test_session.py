@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import queue
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from unbroken.agent import session
+from unbroken.agent import claims, session
 from unbroken.agent.claims import Claims
 from unbroken.agent.events import Admitted, Departed, Event, Fenced, Told, Trouble
 from unbroken.agent.session import Session
 from unbroken.clock import SYSTEM_CLOCK
+from unbroken.errors import FencedError
 from unbroken.journal import Journal, Origin
 from unbroken.journal.events import CheckpointCommitted, Note
 from unbroken.link.channel import Channel, connect
 from unbroken.link.messages import PROTOCOL, Advice, Bye, Committed, Hello, Message, Refused, Stop, Welcome
 from unbroken.link.progress import ProgressPage
-from unbroken.store import open_store
+from unbroken.store import Store, open_store
 
 STOP = Stop("ec2", "terminate", 2_000_000_000.0)
 
@@ -140,6 +142,68 @@ def test_progress_is_followed_across_a_clock_that_is_set_back(node: Node, tmp_pa
     assert (first.step, second.step) == (1, 2)
 
 
+def test_greeting_that_hangs_in_the_store_claims_nothing_once_the_session_is_closed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, release = threading.Event(), threading.Event()
+
+    def slow(uri: str, *, create: bool) -> Store:
+        reached.set()
+        release.wait(30)
+        return open_store(uri, create=create)
+
+    monkeypatch.setattr(claims, "open_store", slow)
+    channel = connect(node.path, timeout=10)
+    node.channels.append(channel)
+    channel.send(Hello(PROTOCOL, node.uri, 1))
+    assert reached.wait(10)
+    (greeting,) = [thread for thread in threading.enumerate() if thread.name == "unbroken-link"]
+    node.session.close(0.01)
+    release.set()
+    greeting.join(10)
+    assert not greeting.is_alive()
+    assert list(journal(node).state.attempts) == []
+    assert node.events.empty()
+
+
+def test_record_that_hangs_in_the_store_posts_nothing_once_the_session_is_closed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.join()
+    node.until(Admitted)
+    reached, release = threading.Event(), threading.Event()
+
+    def slow(_: claims.Claim, event: object) -> None:
+        reached.set()
+        release.wait(30)
+        raise FencedError(f"{event} comes too late")
+
+    monkeypatch.setattr(claims.Claim, "append", slow)
+    first, second = (node.session.record(Note("test", str(n))) for n in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert reached.wait(10)
+    node.session.close(0.01)
+    while not node.events.empty():
+        node.events.get()  # the trainer's departure
+    reached.clear()
+    release.set()
+    second.result(10)
+    assert node.events.empty()
+    assert not reached.is_set()
+
+
+def test_record_for_an_attempt_that_this_command_went_on_from_fences_nothing(node: Node) -> None:
+    trainer, _ = node.join()
+    held = node.session.claim
+    assert held is not None
+    trainer.channel.send(Bye("left", 1))
+    node.until(Told)
+    node.join(pid=2)
+    node.session._append(held, Note("test", "of the first attempt"))
+    assert not node.session.heard().fenced
+
+
 def test_attempt_of_a_dead_agent_is_adopted(node: Node) -> None:
     run = Journal.create(open_store(node.uri, create=True))
     lease = run.claim(Origin("here", 9))
@@ -231,5 +295,7 @@ def test_fenced_record_is_posted_and_remembered(node: Node) -> None:
     future = node.session.record(Note("test", "too late"))
     assert future is not None
     future.result(10)
-    node.until(Fenced)
+    fenced = node.until(Fenced)
+    assert isinstance(fenced, Fenced)
+    assert fenced.attempt == 1
     assert node.session.heard().fenced

@@ -8,7 +8,7 @@ from unbroken.clock import Clock
 from unbroken.errors import ConfigError, FencedError, UnbrokenError
 from unbroken.journal import Event, Journal, Lease, Origin
 from unbroken.journal.events import AttemptEnded
-from unbroken.journal.state import NO_PROGRESS
+from unbroken.journal.state import NO_PROGRESS, RunState
 from unbroken.link.messages import PROTOCOL, Hello
 from unbroken.store import open_store
 
@@ -47,9 +47,14 @@ class Claims:
         self._command = command
         self._limit = no_progress_limit
         self._clock = clock
+        self._closed = False
         self.current: Claim | None = None
         self.attempts: list[int] = []
         """Numbers of the attempts given out so far."""
+
+    def close(self) -> None:
+        """Claim nothing from now on, not even for whoever is in the middle of :meth:`begin`. Safe from any thread."""
+        self._closed = True
 
     def check(self, hello: Hello) -> None:
         """Refuse what can never be admitted.
@@ -75,19 +80,24 @@ class Claims:
 
         Raises:
             FencedError: the attempt to adopt was replaced.
-            UnbrokenError: kind ``stopped-no-progress``: too many attempts before this one committed nothing.
+            UnbrokenError: kind ``stopped-no-progress``: too many attempts before this one committed nothing; kind
+                ``closed``: the start is over.
         """
         journal = self.current.journal if self.current else self._open(hello.uri)
         if hello.attempt:
             lease = Lease(hello.attempt, hello.claim)
             _demand_ownership(journal, lease)
         else:
-            lease = journal.claim(self._origin, command=self._command)
+            lease = journal.claim(self._origin, command=self._command, unless=self._demand_open)
         claim = self.current = Claim(hello.uri, journal, lease, self._origin)
         self.attempts.append(lease.attempt)
         if not hello.attempt:
             self._demand_progress(claim)
         return claim
+
+    def _demand_open(self, _: RunState) -> None:
+        if self._closed:
+            raise UnbrokenError("the command that wanted an attempt is gone", kind="closed")
 
     def _open(self, uri: str) -> Journal:
         return Journal.create(open_store(uri, create=True), clock=self._clock)

@@ -71,6 +71,8 @@ class Fenced:
     """The journal says that another attempt owns the run."""
 
     text: str
+    attempt: int
+    """Which was replaced."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,10 @@ class Session:
 
     def __init__(self, socket: Path, claims: Claims, post: Callable[[Event], None], clock: Clock) -> None:
         self._claims = claims
-        self._post = post
+        self._recipient = post
+        self._posting = threading.Lock()
+        self._closed = False
+        """Nothing is posted, and nothing is begun in the store, by threads that outlive the session."""
         self._clock = clock
         self._opening = threading.Lock()  # held while the store is asked; never needed to send a stop
         self._lock = threading.RLock()
@@ -84,12 +87,18 @@ class Session:
         self._greeting = 0
         self._stop: Stop | None = None
         self._recorder = Recorder()
-        self._server = LinkServer(socket, self._serve, lambda error: post(ThreadFailed(error)))
+        self._server = LinkServer(socket, self._serve, lambda error: self._post(ThreadFailed(error)))
 
     def close(self, timeout: float = JOIN_SECONDS) -> None:
-        """End the connections and the threads; one that hangs in the store is left behind after ``timeout`` seconds."""
+        """End the connections and the threads; one that hangs in the store is left behind after ``timeout`` seconds.
+
+        What is left behind claims nothing and posts nothing: it would fence, or end, whatever comes after.
+        """
+        self._claims.close()
         self._server.close(timeout)
         self._recorder.close(timeout)
+        with self._posting:
+            self._closed = True
 
     @property
     def claim(self) -> Claim | None:
@@ -280,13 +289,22 @@ class Session:
             except ChannelError:
                 continue  # its own thread meets the end of the connection and says so
 
+    def _post(self, event: Event) -> None:
+        with self._posting:
+            if not self._closed:
+                self._recipient(event)
+
     def _append(self, claim: Claim, event: JournalEvent) -> None:
+        if self._closed:
+            return
         try:
             claim.append(event)
         except FencedError as error:
+            if claim is not self.claim:
+                return  # by an attempt of this very session, which came after
             with self._lock:
                 self._heard.fenced = True
-            self._post(Fenced(error.message))
+            self._post(Fenced(error.message, claim.lease.attempt))
         except UnbrokenError as error:
             self._post(Trouble(f"the journal could not be written: {error}"))
 

@@ -106,9 +106,11 @@ class Watch:
                 self._admitted(event)
             case Told():
                 self._told(event)
-            case Fenced(text):
-                self._say(f"{text}: ending the command")
-                self._tree.clear(self._around.options.leftover_grace)
+            case Fenced(text, attempt):
+                claim = self._session.claim
+                if claim is not None and claim.lease.attempt == attempt:
+                    self._say(f"{text}: ending the command")
+                    self._tree.clear(self._around.options.leftover_grace)
             case Trouble(text):
                 self._say(text)
             case ThreadFailed(error):
