@@ -79,6 +79,8 @@ class AgentLink:
         self._bye: Bye | None = None
         self._lock = threading.Lock()  # held where the channel is exchanged, or given its last word
         self._agent: subprocess.Popen[bytes] | None = None
+        self._agents: list[subprocess.Popen[bytes]] = []
+        """All that were started here: each is waited for."""
         self._channel: Channel | None = None
         self._messages: Iterator[Message] = iter(())
         self._listener: threading.Thread | None = None
@@ -132,8 +134,8 @@ class AgentLink:
         if self._listener is not None:
             self._listener.join(_FAREWELL_SECONDS)
         self.progress.close()
-        if self._agent is not None:
-            self._wait_for_agent(self._agent)
+        for agent in self._agents:
+            self._wait_for_agent(agent)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @staticmethod
@@ -165,6 +167,7 @@ class AgentLink:
         path = Path(tempfile.mkdtemp(prefix="a", dir=self._folder)) / "agent.sock"
         command = [sys.executable, "-m", "unbroken.agent", "--socket", str(path), "--watch", str(os.getpid())]
         self._agent = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._agents.append(self._agent)
         return path
 
     def _connect(self, path: Path) -> Channel:
