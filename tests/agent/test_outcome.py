@@ -119,6 +119,11 @@ def test_without_the_store_the_command_is_believed_and_that_is_said() -> None:
     assert decide(replace(unknown, returncode=3), LIMITS).restart
 
 
+def test_end_that_could_not_be_followed_by_a_restart_speaks_of_none() -> None:
+    alone = Limits(max_restarts=0, no_progress=5)
+    assert decide(replace(RUNNING, returncode=None), alone) == Decision(1, "crashed", "the process is gone")
+
+
 def test_returncodes_are_named() -> None:
     assert describe_returncode(3) == "exit code 3"
     assert describe_returncode(-15) == "killed by signal 15 (SIGTERM)"

@@ -202,6 +202,8 @@ def _crashed(facts: Facts, limits: Limits) -> Decision:
             f"stopped: {facts.without_progress} attempts in a row committed no checkpoint; the last one: {reason}",
         )  # fmt: skip
     if facts.restarts >= limits.max_restarts:
+        if facts.restarts == 0:
+            return Decision(errors.EXIT_FAILED, cause, reason)
         return Decision(errors.EXIT_FAILED, cause, f"stopped after {facts.restarts} restarts; the last end: {reason}")
     return Decision(None, cause, reason)
 
