@@ -40,8 +40,9 @@ class Ending:
         )
         if survivors:
             self._around.display.say(f"processes {survivors} do not die, even of SIGKILL")
-        deadline = self._around.clock.monotonic() + _SETTLE_SECONDS
-        while self._session.connected() and self._around.clock.monotonic() < deadline:
+        clock, interruption = self._around.clock, self._around.interruption
+        deadline = clock.monotonic() + _SETTLE_SECONDS
+        while self._session.connected() and interruption.bounded(deadline - clock.monotonic(), by_kill=True) > 0:
             self._watch.turn(0.05)
         self._watch.turn(0)
 

@@ -43,11 +43,17 @@ class Interruption:
     def __exit__(self, *_: object) -> None:
         self._watcher.close(timeout=self.bounded(_JOIN_SECONDS))
 
-    def signalled(self, number: signal.Signals, whom: str) -> None:
-        """Take a stop signal for a notice; it comes back through the mailbox."""
+    def signalled(self, number: signal.Signals, whom: str, at: float = 0.0) -> None:
+        """Take a stop signal for a notice; it comes back through the mailbox.
+
+        Args:
+            at: when it was heard, in wall-clock seconds, from where the grace counts; 0: now.
+        """
         self.announced = True
+        now = self._clock.now()
+        heard_at = min(at, now) if at > 0 else now
         self._watcher.report(
-            InterruptionNotice(number.name.lower(), f"{whom} received {number.name}", self._clock.now() + self._grace)
+            InterruptionNotice(number.name.lower(), f"{whom} received {number.name}", heard_at + self._grace)
         )
 
     def accept(self, notice: InterruptionNotice) -> None:

@@ -57,7 +57,8 @@ class Watch:
     """One start of the command. For the main loop's thread alone.
 
     Args:
-        forward_signal: whether a stop goes to the command as SIGTERM while no trainer is connected.
+        forward_signal: whether the command is ours: a stop goes to it as SIGTERM while no trainer is connected, and
+            the deadline holds for what it does after the good-byes of its trainers, too.
     """
 
     def __init__(self, around: Surroundings, tree: Tree, session: Session, *, forward_signal: bool = True) -> None:
@@ -68,6 +69,7 @@ class Watch:
         self._view = View(phase="starting")
         self._speed = SpeedMeter()
         self._terminated = False
+        self._killed = False
         self._durable_said_at = -_DURABLE_LINE_SECONDS
         self._recorded: tuple[int, InterruptionNotice] | None = None
         """The notice that was last written to the journal, and for which attempt."""
@@ -154,9 +156,9 @@ class Watch:
 
     def _told(self, told: Told) -> None:
         match told.message:
-            case SignalReceived(signal=name):
+            case SignalReceived(signal=name, at=at):
                 number = getattr(signal, name, signal.SIGTERM)
-                self._around.interruption.signalled(signal.Signals(number), f"rank {told.rank}")
+                self._around.interruption.signalled(signal.Signals(number), f"rank {told.rank}", at)
             case Committed(step=step, seconds=seconds):
                 self._committed(step, seconds)
             case SaveFailed(step=step, message=message):
@@ -184,10 +186,14 @@ class Watch:
             self._say(f"step {step} is durable ({format_duration(seconds)} after it was completed)")
 
     def _press(self) -> None:
+        if not self._forward_signal and self._session.heard().byes and not self._session.connected():
+            return  # it only waits for us now
         match self._around.interruption.pressure():
             case Pressure.KILL:
                 if not self._tree.ended():
-                    self._say("the deadline is here: killing the command")
+                    if not self._killed:
+                        self._say("the deadline is here: killing the command")
+                    self._killed = True
                     self._tree.kill()
             case Pressure.TERMINATE if not self._terminated:
                 self._terminated = True

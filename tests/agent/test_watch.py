@@ -1,0 +1,170 @@
+"""The main loop's decisions, with a tree, a session and a clock that the test holds."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from unbroken.agent.ending import Ending
+from unbroken.agent.events import Fenced, Mailbox, NoticeHeard
+from unbroken.agent.interruption import Interruption
+from unbroken.agent.options import AgentOptions
+from unbroken.agent.process_tree import Tree
+from unbroken.agent.runtime import RuntimeFolder
+from unbroken.agent.session import Heard, Session
+from unbroken.agent.view import View
+from unbroken.agent.watch import Surroundings, Watch
+from unbroken.journal import Origin
+from unbroken.link.messages import Bye, Stop
+from unbroken.notice import InterruptionNotice
+from unbroken.testing.clock import FakeClock
+
+
+@dataclass
+class Said:
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def show(self, view: View) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Process:
+    """A tree that does not die."""
+
+    pid: int = 1
+    returncode: int | None = None
+    signals: list[str] = field(default_factory=list)
+
+    def ended(self) -> bool:
+        return False
+
+    def terminate(self) -> None:
+        self.signals.append("TERM")
+
+    def kill(self) -> list[int]:
+        self.signals.append("KILL")
+        return [self.pid]
+
+    def clear(self, grace: float) -> list[int]:
+        self.signals.append("clear")
+        return []
+
+
+@dataclass
+class Trainers:
+    """What the loop asks of a session."""
+
+    clock: FakeClock
+    byes: tuple[Bye, ...] = ()
+    attempt: int = 2
+
+    @property
+    def claim(self) -> Any:
+        return SimpleNamespace(uri="/run", lease=SimpleNamespace(attempt=self.attempt))
+
+    def heard(self) -> Heard:
+        return Heard(hellos=1, byes=self.byes)
+
+    def connected(self) -> bool:
+        self.clock.advance(0.05)  # a turn of the loop takes a while
+        return not self.byes
+
+    def trainers(self) -> list[Any]:
+        return []
+
+    def stop(self, stop: Stop) -> bool:
+        return not self.byes
+
+    def record(self, event: object) -> None:
+        pass
+
+
+@dataclass
+class Scene:
+    around: Surroundings
+    tree: Process
+    session: Trainers
+    clock: FakeClock
+    said: Said
+
+    def watch(self, *, attached: bool = False) -> Watch:
+        return Watch(self.around, cast(Tree, self.tree), cast(Session, self.session), forward_signal=not attached)
+
+    def notice(self, seconds: float) -> None:
+        self.around.mailbox.post(NoticeHeard(InterruptionNotice("ec2", "terminate", self.clock.now() + seconds)))
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    clock, mailbox, said = FakeClock(), Mailbox(), Said()
+    folder = RuntimeFolder(tmp_path)
+    interruption = Interruption([], mailbox, 30.0, clock)
+    around = Surroundings(AgentOptions(), Origin("here", 1), clock, mailbox, interruption, said, folder)
+    yield Scene(around, Process(), Trainers(clock), clock, said)
+    folder.close()
+
+
+def test_fencing_of_an_earlier_attempt_leaves_the_trainer_of_this_one_alone(scene: Scene) -> None:
+    watch = scene.watch()
+    scene.around.mailbox.post(Fenced("attempt 1 was replaced", 1))
+    watch.turn(0)
+    assert scene.tree.signals == []
+    scene.around.mailbox.post(Fenced("attempt 2 was replaced", 2))
+    watch.turn(0)
+    assert scene.tree.signals == ["clear"]
+
+
+def test_kill_at_the_deadline_is_said_once(scene: Scene) -> None:
+    watch = scene.watch()
+    scene.notice(10)
+    watch.turn(0)
+    scene.clock.advance(10)
+    for _ in range(3):
+        watch.turn(0)
+    assert scene.tree.signals == ["KILL"] * 3
+    assert [line for line in scene.said.lines if "killing" in line] == ["the deadline is here: killing the command"]
+
+
+@pytest.mark.parametrize("seconds", [9.0, 10.0])
+def test_attached_agent_does_not_press_a_trainer_that_said_goodbye(scene: Scene, seconds: float) -> None:
+    attached, owner = scene.watch(attached=True), scene.watch()
+    scene.notice(10)
+    attached.turn(0)
+    scene.session.byes = (Bye("interrupted", 4),)
+    scene.clock.advance(seconds)
+    attached.turn(0)
+    assert scene.tree.signals == []
+    owner.turn(0)
+    assert scene.tree.signals != []
+
+
+def test_settling_ends_with_the_deadline(scene: Scene) -> None:
+    watch = scene.watch()
+    scene.notice(0.4)
+    watch.turn(0)
+    began = scene.clock.monotonic()
+    Ending(scene.around, cast(Tree, scene.tree), cast(Session, scene.session), watch).settle()
+    assert scene.clock.monotonic() - began < 0.6
+
+
+def test_grace_counts_from_when_the_trainer_heard_the_signal(scene: Scene) -> None:
+    now = scene.clock.now()
+    interruption = scene.around.interruption
+    with interruption:
+        interruption.signalled(signal.SIGTERM, "rank 0", now - 12)
+        event = scene.around.mailbox.take(10)
+    assert isinstance(event, NoticeHeard)
+    assert event.notice.deadline == now - 12 + 30
