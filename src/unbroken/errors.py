@@ -106,7 +106,7 @@ class ChildError(UnbrokenError):
         self.returncode = returncode
 
 
-class Interrupted(SystemExit):  # noqa: N818 - not an error: the run goes on elsewhere
+class Interrupted(SystemExit):
     """The provider takes the machine; progress is saved and the process leaves with 75.
 
     It is a :class:`SystemExit` so that ``except Exception`` in a training script cannot swallow it.

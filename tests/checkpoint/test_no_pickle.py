@@ -1,4 +1,4 @@
-"""No pickle is ever read or written: nothing that comes out of a bucket may run code."""
+"""No pickle is read from a store or written to one: nothing that comes out of a bucket may run code."""
 
 from __future__ import annotations
 
@@ -48,9 +48,25 @@ def uses(tree: ast.AST) -> list[str]:
     return found
 
 
+IMPORTER = Path(unbroken.__file__).parent / "training" / "import_file.py"
+"""`unbroken import` reads a file that the user names, not a store; it alone may, and only without running code."""
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
 def test_no_source_file_uses_pickle(path: Path) -> None:
-    assert uses(ast.parse(path.read_text())) == []
+    if path != IMPORTER:
+        assert uses(ast.parse(path.read_text())) == []
+
+
+def test_the_importer_loads_weights_only_and_takes_no_more_of_pickle_than_its_error() -> None:
+    tree = ast.parse(IMPORTER.read_text())
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    assert len(loads) == 1
+    safe = {each.arg: ast.unparse(each.value) for each in loads[0].keywords}
+    assert safe["weights_only"] == "True"
+    of_pickle = {ast.unparse(node) for node in ast.walk(tree) if ast.unparse(node).startswith("pickle.")}
+    assert of_pickle == {"pickle.UnpicklingError"}
+    assert sorted(uses(tree)) == ["pickle", "torch.load", "weights_only"]
 
 
 @pytest.mark.parametrize(
