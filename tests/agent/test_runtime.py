@@ -25,6 +25,20 @@ def test_chosen_folder_stays_without_the_agents_files(tmp_path: Path) -> None:
     assert list(folder.path.iterdir()) == []
 
 
+def test_status_that_cannot_be_written_is_said_once_and_written_when_there_is_room_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = RuntimeFolder(tmp_path, said.append)
+    obstacle = tmp_path / ".agent.json"
+    obstacle.mkdir()
+    folder.write(AgentStatus(1, 2))
+    folder.write(AgentStatus(1, 3))
+    assert len(said) == 1
+    assert "agent.json cannot be written, training goes on" in said[0]
+    obstacle.rmdir()
+    folder.write(AgentStatus(1, 3))
+    assert read_status(folder.path) == AgentStatus(1, 3)
+
+
 def test_same_status_is_not_written_again(tmp_path: Path) -> None:
     folder = RuntimeFolder(tmp_path)
     folder.write(AgentStatus(1, 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -41,11 +42,16 @@ class AgentStatus(msgspec.Struct, frozen=True):
 class RuntimeFolder:
     """The folder at ``path``, made where it is missing; None for a temporary one that :meth:`close` removes.
 
+    Args:
+        say: told once where ``agent.json`` cannot be written.
+
     Raises:
         ConfigError: the path is too long for a Unix socket, or cannot be made.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, say: Callable[[str], None] = lambda _: None) -> None:
+        self._say = say
+        self._failed = False
         self._temporary = path is None
         self._written: AgentStatus | None = None
         try:
@@ -66,13 +72,21 @@ class RuntimeFolder:
         return self.path / SOCKET
 
     def write(self, status: AgentStatus) -> None:
-        """Replace ``agent.json``, whole or not at all, if it says something else."""
+        """Replace ``agent.json``, whole or not at all, if it says something else.
+
+        It is a courtesy to other programs: a full or vanished folder is said, and is no reason to stop training.
+        """
         if status == self._written:
             return
         fresh = self.path / f".{STATUS}"
-        fresh.write_bytes(msgspec.json.encode(status))
-        fresh.replace(self.path / STATUS)
-        self._written = status
+        try:
+            fresh.write_bytes(msgspec.json.encode(status))
+            fresh.replace(self.path / STATUS)
+            self._written = status
+        except OSError as error:
+            if not self._failed:
+                self._say(f"{self.path / STATUS} cannot be written, training goes on: {error}")
+            self._failed = True
 
     def close(self) -> None:
         """Remove the socket and ``agent.json``, and the folder where it was temporary."""

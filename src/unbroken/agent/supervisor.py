@@ -48,10 +48,10 @@ def surroundings(options: AgentOptions, clock: Clock, *, attached: bool = False)
     mailbox = Mailbox()
     interruption = Interruption(default_sources(clock=clock), mailbox, options.grace, clock)
     with ExitStack() as stack:
-        folder = RuntimeFolder(options.runtime_dir)
-        stack.callback(folder.close)
         display = choose_display(clock, attached=attached)
         stack.callback(display.close)
+        folder = RuntimeFolder(options.runtime_dir, display.say)
+        stack.callback(folder.close)
         yield Surroundings(options, origin, clock, mailbox, interruption, display, folder)
 
 
