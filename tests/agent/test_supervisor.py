@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -172,6 +173,40 @@ def test_run_that_cannot_be_opened_refuses_the_trainer_and_ends_with_78(launcher
     assert agent.wait() == 78, agent.output
     assert "trainer: refused ConfigError uri" in agent.output
     assert "unknown scheme 'ftp'" in agent.output
+
+
+def block_store(launcher: Any) -> Path:
+    """A file where the run's journal should be: the store fails until it is removed."""
+    obstacle = Path(launcher.uri) / "journal"
+    obstacle.parent.mkdir()
+    obstacle.write_text("")
+    return obstacle
+
+
+def test_store_that_is_away_at_the_start_is_waited_for(launcher: Any) -> None:
+    obstacle = block_store(launcher)
+    agent = launcher.agent(launcher.trainer(until=2))
+    agent.until("no attempt yet, asking again for")
+    obstacle.unlink()
+    assert agent.wait() == 0, agent.output
+    assert "restart" not in agent.output
+
+
+def test_notice_ends_the_wait_for_the_store(launcher: Any) -> None:
+    block_store(launcher)
+    agent = launcher.agent(launcher.trainer(until=2), grace=20)
+    agent.until("no attempt yet, asking again for")
+    agent.signal(signal.SIGTERM)
+    agent.until("trainer: refused StoreError")
+    assert agent.wait() == 75, agent.output
+
+
+def test_starts_that_the_store_kept_out_do_not_count_as_without_progress(launcher: Any) -> None:
+    obstacle = block_store(launcher)
+    agent = launcher.agent(launcher.trainer(until=2), store_patience_at_start=0.0, no_progress_limit=1)
+    agent.until("restart 2 of")
+    obstacle.unlink()
+    assert agent.wait() == 0, agent.output
 
 
 def test_fenced_attempt_ends_with_11(launcher: Any) -> None:

@@ -47,7 +47,8 @@ def attach(options: AgentOptions, pid: int, *, clock: Clock = SYSTEM_CLOCK) -> i
 
 def _serve(around: Surroundings, tree: WatchedTree) -> int:
     claims = Claims(around.origin, _command_line(tree.pid), around.options.no_progress_limit, around.clock)
-    session = Session(around.folder.socket, claims, around.mailbox.post, around.clock)
+    patience = around.options.store_patience_at_start
+    session = Session(around.folder.socket, claims, around.mailbox.post, around.clock, patience=patience)
     try:
         watch = Watch(around, tree, session, forward_signal=False)
         silent_until = around.clock.monotonic() + around.options.hello_patience

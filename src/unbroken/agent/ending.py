@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from unbroken.agent.events import Woken
-from unbroken.agent.outcome import Decision, Facts
+from unbroken.agent.outcome import Decision, Facts, may_pass
 from unbroken.agent.process_tree import Tree
 from unbroken.agent.session import JournalFacts, Session
 from unbroken.agent.watch import TICK, Surroundings, Watch
@@ -57,7 +57,7 @@ class Ending:
         known, journal = self._ask_journal()
         heard = self._session.heard()
         progress = heard.progress
-        here = 0 if journal.committed else fruitless + 1
+        kept_out = heard.refused is not None and may_pass(heard.refused.error, heard.refused.kind)
         return Facts(
             returncode=self._tree.returncode,
             said_hello=heard.hellos > 0,
@@ -68,7 +68,8 @@ class Ending:
             committed=journal.committed,
             durable_step=journal.durable_step,
             fenced=heard.fenced or journal.fenced,
-            without_progress=max(here, journal.without_progress),
+            fruitless=0 if journal.committed else fruitless + (not kept_out),
+            without_progress=journal.without_progress,
             notice=self._around.interruption.announced,
             byes=heard.byes,
             refused=heard.refused,

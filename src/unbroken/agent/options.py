@@ -32,6 +32,8 @@ class AgentOptions:
     first_backoff: float = 1.0
     """Wait before the first restart; it doubles from one restart to the next that made no progress."""
     longest_backoff: float = 60.0
+    store_patience_at_start: float = 300.0
+    """For how long a store that fails is asked again while a trainer waits for its attempt; a notice ends the wait."""
     store_patience: float = 60.0
     """For how long a store that does not answer is asked again when the command has ended."""
     leftover_grace: float = 5.0

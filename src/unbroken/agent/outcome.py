@@ -28,6 +28,11 @@ _FINAL: dict[str, type[errors.UnbrokenError]] = {
 """Errors that another start of the same command would meet again."""
 
 
+def may_pass(error: str, kind: str) -> bool:
+    """Whether the error of this class and kind is a storage's bad hour, which says nothing about the command."""
+    return error == errors.StoreError.__name__ and kind != "create-only"
+
+
 @dataclass(frozen=True)
 class Limits:
     """When to stop trying."""
@@ -59,8 +64,11 @@ class Facts:
     """Step of the newest checkpoint; -1 for none."""
     fenced: bool = False
     """Whether another attempt owns the run."""
+    fruitless: int = 0
+    """Latest starts by this agent in a row, this one included, that committed nothing; a start that the store kept
+    out does not count."""
     without_progress: int = 0
-    """Latest starts in a row, this one included, that committed nothing."""
+    """Latest attempts in a row, by whichever agent, that committed nothing."""
     notice: bool = False
     """Whether an interruption has been announced."""
     byes: tuple[Bye, ...] = ()
@@ -196,10 +204,11 @@ def _left(facts: Facts) -> Decision | None:
 def _crashed(facts: Facts, limits: Limits) -> Decision:
     reason = _reason(facts)
     cause = "failed" if any(bye.outcome == "failed" for bye in facts.byes) or facts.refused else "crashed"
-    if facts.without_progress >= limits.no_progress:
+    idle = max(facts.fruitless, facts.without_progress)
+    if idle >= limits.no_progress:
         return Decision(
             errors.EXIT_FAILED, NO_PROGRESS,
-            f"stopped: {facts.without_progress} attempts in a row committed no checkpoint; the last one: {reason}",
+            f"stopped: {idle} attempts in a row committed no checkpoint; the last one: {reason}",
         )  # fmt: skip
     if facts.restarts >= limits.max_restarts:
         if facts.restarts == 0:

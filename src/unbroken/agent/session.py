@@ -10,9 +10,10 @@ from pathlib import Path
 
 from unbroken.agent.claims import Claim, Claims
 from unbroken.agent.events import Admitted, Departed, Event, Fenced, ThreadFailed, Told, Trouble
+from unbroken.agent.outcome import may_pass
 from unbroken.agent.recorder import Recorder
 from unbroken.agent.server import LinkServer
-from unbroken.clock import Clock
+from unbroken.clock import Clock, format_duration
 from unbroken.errors import ConfigError, FencedError, StoreError, UnbrokenError
 from unbroken.journal import Event as JournalEvent
 from unbroken.journal.events import AttemptEnded
@@ -21,6 +22,7 @@ from unbroken.link.messages import Advice, Bye, Committed, FromAgent, Hello, Mes
 from unbroken.link.progress import Progress, ProgressPage
 
 _RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 15.0
 _DEPARTURE_SECONDS = 2.0
 """For how long a new trainer waits for the thread of one that is gone to notice it."""
 JOIN_SECONDS = 2.0
@@ -70,15 +72,21 @@ class Session:
     Args:
         claims: gives out the attempts; nobody else may use it while the session is open.
         post: told what happens, in whichever thread it happens.
+        patience: for how many seconds a store that fails is asked again while a trainer waits for its attempt.
     """
 
-    def __init__(self, socket: Path, claims: Claims, post: Callable[[Event], None], clock: Clock) -> None:
+    def __init__(
+        self, socket: Path, claims: Claims, post: Callable[[Event], None], clock: Clock, *, patience: float = 0.0
+    ) -> None:
         self._claims = claims
         self._recipient = post
         self._posting = threading.Lock()
         self._closed = False
         """Nothing is posted, and nothing is begun in the store, by threads that outlive the session."""
         self._clock = clock
+        self._patience = patience
+        self._hurry = threading.Event()
+        """Set where the store is not to be waited for any more."""
         self._opening = threading.Lock()  # held while the store is asked; never needed to send a stop
         self._lock = threading.RLock()
         self._departure = threading.Condition(self._lock)
@@ -95,6 +103,7 @@ class Session:
         What is left behind claims nothing and posts nothing: it would fence, or end, whatever comes after.
         """
         self._claims.close()
+        self._hurry.set()
         self._server.close(timeout)
         self._recorder.close(timeout)
         with self._posting:
@@ -125,6 +134,7 @@ class Session:
         """Tell all trainers, those to come too, to save and leave; False where none is connected yet."""
         with self._lock:
             self._stop = stop
+            self._hurry.set()
             self._send_all(stop)
             return self._expects_more()
 
@@ -183,12 +193,29 @@ class Session:
             self._demand_vacancy(hello)
             claim, first = self._claims.current, False
             if claim is None or not self._live():
-                if claim is not None:
-                    self._close_attempt(claim)
-                claim, first = self._claims.begin(hello), True
+                claim, first = self._begin(hello), True
         except UnbrokenError as error:
             return Refused(type(error).__name__, error.message, error.kind, error.hint), False
         return Welcome(claim.lease.attempt, claim.lease.claim), first
+
+    def _begin(self, hello: Hello) -> Claim:
+        """Give out an attempt; a store that fails is asked again for as long as there is patience."""
+        before, pause = self._claims.current, _RETRY_SECONDS
+        deadline = self._clock.monotonic() + self._patience
+        while True:
+            try:
+                if before is not None:
+                    self._close_attempt(before)
+                    before = None
+                return self._claims.begin(hello)
+            except StoreError as error:
+                left = deadline - self._clock.monotonic()
+                if left <= 0 or not may_pass(type(error).__name__, error.kind) or self._hurry.is_set():
+                    raise
+                self._post(Trouble(f"no attempt yet, asking again for {format_duration(left)}: {error.message}"))
+                if self._clock.wait(self._hurry, min(pause, left)):
+                    raise
+                pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
 
     def _demand_vacancy(self, hello: Hello) -> None:
         """Refuse a second trainer of one rank: both would train, and commit, as the same attempt.

@@ -14,7 +14,7 @@ from unbroken.agent.ending import Ending
 from unbroken.agent.events import Mailbox, NoticeHeard, SignalHeard, signals_to
 from unbroken.agent.interruption import Interruption
 from unbroken.agent.options import AgentOptions
-from unbroken.agent.outcome import Decision, Facts, Limits, decide
+from unbroken.agent.outcome import Decision, Limits, decide
 from unbroken.agent.process_tree import ChildTree
 from unbroken.agent.runtime import AgentStatus, RuntimeFolder
 from unbroken.agent.session import JOIN_SECONDS, Session
@@ -81,7 +81,9 @@ class _Supervisor:
         """One start of the command, to its end."""
         around, options = self._around, self._around.options
         claims = Claims(around.origin, self._command, options.no_progress_limit, around.clock)
-        session = Session(around.folder.socket, claims, around.mailbox.post, around.clock)
+        session = Session(
+            around.folder.socket, claims, around.mailbox.post, around.clock, patience=options.store_patience_at_start
+        )
         try:
             tree = ChildTree(self._command, self._environment(), around.clock)
             try:
@@ -91,16 +93,13 @@ class _Supervisor:
                 ending.settle()
                 facts = ending.facts(restarts=self._restarts, fruitless=self._fruitless, trains=self._trains)
                 decision = decide(facts, Limits(options.max_restarts, options.no_progress_limit))
-                self._count(facts)
+                self._fruitless = facts.fruitless
                 self._trains = self._trains or facts.said_hello
                 return ending.conclude(decision, facts)
             finally:
                 tree.clear(0.0 if tree.ended() else options.leftover_grace)
         finally:
             session.close(around.interruption.bounded(JOIN_SECONDS))
-
-    def _count(self, facts: Facts) -> None:
-        self._fruitless = 0 if facts.committed else self._fruitless + 1
 
     def _back_off(self, decision: Decision) -> Decision:
         """Wait before the restart; a notice meanwhile ends the agent."""
