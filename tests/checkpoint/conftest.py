@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,6 +147,36 @@ class WatchedStore:
         for key in keys:
             self.before("delete", key)
         self._store.delete(keys)
+
+
+class OrderedStore(WatchedStore):
+    """A store that makes puts which are under way together take place one after another, in a given order.
+
+    While ``order`` is set, to the first components of keys, a put of each waits until one of every earlier has ended.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.order: tuple[str, ...] = ()
+        self._ended: set[str] = set()
+        self._change = threading.Condition()
+
+    def arrange(self, *order: str) -> None:
+        with self._change:
+            self.order = order
+            self._ended.clear()
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        name = key.split("/", maxsplit=1)[0]
+        earlier = set(self.order[: self.order.index(name)]) if name in self.order else set()
+        with self._change:
+            assert self._change.wait_for(lambda: earlier <= self._ended, timeout=60), f"{key} before {earlier}"
+        try:
+            super().put(key, parts)
+        finally:
+            with self._change:
+                self._ended.add(name)
+                self._change.notify_all()
 
 
 @pytest.fixture

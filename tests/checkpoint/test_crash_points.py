@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 import pytest
-from tests.checkpoint.conftest import Attempt, Restored, restore
+from tests.checkpoint.conftest import Attempt, OrderedStore, Restored, restore
 
 from unbroken.checkpoint import read_metrics, verify_checkpoint
 from unbroken.errors import StoreError
@@ -20,12 +20,16 @@ OLD = {"frozen": b"f" * 400, "w": b"old" * 40}
 NEW = {"frozen": b"f" * 400, "w": b"new" * 40, "extra": b"e"}
 LATER = {"frozen": b"f" * 400, "w": b"later"}
 CALLS = 5
-"""Store calls of the save: pack, rank record, logged values, manifest, journal entry."""
+"""Store calls of the save: pack and logged values, rank record and manifest, journal entry."""
+
+ORDERS = [("packs", "metrics", "ranks", "manifests"), ("metrics", "packs", "manifests", "ranks")]
+"""Two objects that are put at the same time take effect in one order or the other: both are visited."""
 
 
 class Point(NamedTuple):
     """Where the save fails, and how."""
 
+    order: tuple[str, ...]
     call: int
     moment: Moment
     crash: bool
@@ -39,11 +43,11 @@ class Point(NamedTuple):
 FAULTS: list[tuple[Moment, bool]] = [
     ("before", False), ("before", True), ("after", False), ("after", True), ("retried", False),
 ]  # fmt: skip
-POINTS = [Point(call, *fault) for call, fault in product(range(1, CALLS + 1), FAULTS)]
+POINTS = [Point(order, call, *fault) for order, call, fault in product(ORDERS, range(1, CALLS + 1), FAULTS)]
 
 
 def name_of(point: Point) -> str:
-    return f"call-{point.call}-{point.moment}-{'crash' if point.crash else 'error'}"
+    return f"{point.order[0]}-first-call-{point.call}-{point.moment}-{'crash' if point.crash else 'error'}"
 
 
 class Failed(NamedTuple):
@@ -54,8 +58,10 @@ class Failed(NamedTuple):
 def save_failing_at(store: Store, point: Point) -> Failed:
     """Commit OLD at step 100, and fail at ``point`` while committing NEW at step 200."""
     faulty = FaultyStore(store)
-    attempt = Attempt(faulty)
+    ordered = OrderedStore(faulty)
+    attempt = Attempt(ordered)
     attempt.save(100, OLD, {"loss": [(100, 1.0)]})
+    ordered.arrange(*point.order)
     faulty.arm(point.call, moment=point.moment, crash=point.crash)
     try:
         attempt.save(200, NEW, {"loss": [(200, 2.0)]})
@@ -64,10 +70,17 @@ def save_failing_at(store: Store, point: Point) -> Failed:
         assert not point.crash
     except Crash:
         assert point.crash
-    assert len(faulty.calls) >= point.call
+    ordered.arrange()
+    assert failed_where_told(faulty, point)
     if not point.crash:
         faulty.arm(None)
     return Failed(attempt, faulty)
+
+
+def failed_where_told(faulty: FaultyStore, point: Point) -> bool:
+    """Whether the call that failed is the one that is at this place of the order."""
+    keys = [*point.order, "journal"]
+    return faulty.calls[point.call - 1].key.startswith(keys[point.call - 1])
 
 
 def load(store: Store) -> Restored:
@@ -85,12 +98,16 @@ def curve(store: Store) -> list[tuple[int, float]]:
     return read_metrics(store, state, state.checkpoints[-1])["loss"]
 
 
-def test_the_sweep_visits_every_call_of_a_save(folder_store: Store) -> None:
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_sweep_visits_every_call_of_a_save(folder_store: Store, order: tuple[str, ...]) -> None:
     faulty = FaultyStore(folder_store)
-    attempt = Attempt(faulty)
+    ordered = OrderedStore(faulty)
+    attempt = Attempt(ordered)
     attempt.save(100, OLD, {"loss": [(100, 1.0)]})
+    ordered.arrange(*order)
     faulty.arm(None)
     attempt.save(200, NEW, {"loss": [(200, 2.0)]})
+    assert [call.key.split("/")[0] for call in faulty.calls] == [*order, "journal"]
     assert len(faulty.calls) == CALLS
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -16,6 +18,7 @@ from unbroken.checkpoint.staged import HostState
 from unbroken.errors import StoreError
 from unbroken.journal import Journal
 from unbroken.store import Store
+from unbroken.store.store import Buffer
 from unbroken.testing import FaultyStore
 
 
@@ -145,13 +148,38 @@ def test_the_next_attempt_refers_to_what_it_restored(store: Store) -> None:
     assert found.manifest.attempt == 2
 
 
-def test_the_order_is_packs_rank_record_metrics_manifest_journal(folder_store: Store) -> None:
-    calls: list[str] = []
-    watched = WatchedStore(folder_store)
-    attempt = Attempt(watched)
-    watched.before = lambda method, key: calls.append(f"{method} {key.split('/')[0]}")
+class Stages(WatchedStore):
+    """Tells which puts were under way together: each waits until the others of its stage have begun."""
+
+    def __init__(self, store: Store, *stages: set[str]) -> None:
+        super().__init__(store)
+        self._stages: dict[str, threading.Barrier] = {}
+        for stage in stages:
+            barrier = threading.Barrier(len(stage), timeout=60)
+            self._stages.update(dict.fromkeys(stage, barrier))
+        self.happened: list[str] = []
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        name = key.split("/", maxsplit=1)[0]
+        self.happened.append(f"begin {name}")
+        self._stages[name].wait()
+        super().put(key, parts)
+        self.happened.append(f"end {name}")
+
+    def create(self, key: str, data: bytes) -> bool:
+        self.happened.append(f"begin {key.split('/', maxsplit=1)[0]}")
+        return super().create(key, data)
+
+
+def test_packs_and_metrics_then_rank_record_and_manifest_then_the_journal(folder_store: Store) -> None:
+    stages = Stages(folder_store, {"packs", "metrics"}, {"ranks", "manifests"})
+    attempt = Attempt(stages)
+    stages.happened.clear()
     attempt.save(1, {"w": b"a"}, {"loss": [(1, 1.0)]})
-    assert calls == ["put packs", "put ranks", "put metrics", "put manifests", "create journal"]
+    first, then, last = stages.happened[:4], stages.happened[4:8], stages.happened[8:]
+    assert sorted(first) == ["begin metrics", "begin packs", "end metrics", "end packs"]
+    assert sorted(then) == ["begin manifests", "begin ranks", "end manifests", "end ranks"]
+    assert last == ["begin journal"]
 
 
 def test_no_object_is_ever_overwritten(folder_store: Store) -> None:

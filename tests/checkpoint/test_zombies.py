@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import combinations_with_replacement
 
@@ -31,14 +32,16 @@ def started(store: Store) -> tuple[Attempt, WatchedStore]:
 
 
 def at_calls(watched: WatchedStore, happenings: dict[int, list[Callable[[], object]]]) -> None:
-    """Let things happen just before the given calls, counted from 1."""
+    """Let things happen just before the given calls, counted from 1, while every further call waits."""
     count = 0
+    turn = threading.Lock()
 
     def before(_method: str, _key: str) -> None:
         nonlocal count
-        count += 1
-        for happen in happenings.pop(count, []):
-            happen()
+        with turn:
+            count += 1
+            for happen in happenings.pop(count, []):
+                happen()
 
     watched.before = before
 

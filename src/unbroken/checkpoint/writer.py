@@ -1,4 +1,5 @@
-"""Writing a checkpoint: packs, rank record, manifest, and last the journal entry that makes it exist."""
+"""Writing a checkpoint: packs and logged values, then rank record and manifest, and last the journal entry that makes
+it exist."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from unbroken.checkpoint.manifest import FORMAT, Manifest, PackRecord, RankRecor
 from unbroken.checkpoint.metrics import encode_metrics, metrics_between
 from unbroken.checkpoint.packs import HostTensor, build_pack, plan_packs
 from unbroken.checkpoint.staged import HostState, check_state
+from unbroken.checkpoint.uploads import Upload, put_all
 from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.errors import StoreError
 from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
@@ -61,17 +63,19 @@ class CheckpointWriter:
         check_state(state)
         self._settle()
         nonce = secrets.token_hex(4)
-        tensors, packs, written = self._write_packs(state, nonce)
-        rank, rank_size = self._write_rank_record(state, nonce, tensors, packs)
-        metrics_key, metrics_digest, metrics_size = self._write_metrics(state, nonce)
-        manifest = self._manifest(state, nonce, tensors, packs, [rank])
+        tensors, packs, contents = self._packs(state, nonce)
+        metrics, metrics_digest = self._metrics(state, nonce)
+        rank, rank_ref = self._rank_record(state, nonce, tensors, packs)
+        manifest = self._manifest(state, nonce, tensors, packs, [rank_ref])
         data = msgspec.json.encode(manifest)
         key = f"manifests/{state.step:011d}-{self._lease.attempt}-{nonce}.json"
-        self._store.put(key, [data])
+        first, second = [*contents, *metrics], [rank, Upload(key, [data])]
+        put_all(self._store, first)
+        put_all(self._store, second)  # a rank record says what is durable; the manifest does not wait for it
         event = CheckpointCommitted(
             step=state.step, manifest=key, sha256=sha256(data), size=manifest.size,
-            written=written + rank_size + metrics_size + len(data), parent=manifest.parent,
-            metrics=metrics_key, metrics_sha256=metrics_digest,
+            written=sum(upload.size for upload in first + second), parent=manifest.parent,
+            metrics=metrics[0].key if metrics else "", metrics_sha256=metrics_digest,
             stall=round(state.stall, 6), seconds=round(self._clock.monotonic() - state.began_at, 6),
         )  # fmt: skip
         self._commit(event, manifest)
@@ -96,21 +100,20 @@ class CheckpointWriter:
                 self._parent = _Parent(record, manifest)
         self._unsettled = None
 
-    def _write_packs(self, state: HostState, nonce: str) -> tuple[list[TensorRecord], list[PackRecord], int]:
-        """Write the tensors that changed since the parent; refer to the parent's packs for the others."""
+    def _packs(self, state: HostState, nonce: str) -> tuple[list[TensorRecord], list[PackRecord], list[Upload]]:
+        """Packs with the tensors that changed since the parent; the others are found in the parent's."""
         digests = {tensor.name: chunk_digests(tensor.data) for tensor in state.tensors}
         records, packs = self._unchanged(state, digests)
         kept = {record.name for record in records}
-        written = 0
+        uploads = []
         for number, group in enumerate(plan_packs([t for t in state.tensors if t.name not in kept])):
             key = f"packs/{self._lease.attempt}/{state.step}-0-{number}-{nonce}.safetensors"
             pack = build_pack(key, group, index=len(packs), digests=digests)
-            self._store.put(key, pack.parts)
+            uploads.append(Upload(key, pack.parts))
             packs.append(pack.record)
             records.extend(pack.tensors)
-            written += pack.record.size
         order = {tensor.name: place for place, tensor in enumerate(state.tensors)}
-        return sorted(records, key=lambda record: order[record.name]), packs, written
+        return sorted(records, key=lambda record: order[record.name]), packs, uploads
 
     def _unchanged(
         self, state: HostState, digests: dict[str, list[str]]
@@ -135,24 +138,23 @@ class CheckpointWriter:
         """Whether a checkpoint is not retired: the packs of one that is are deleted."""
         return any(kept.event.manifest == record.event.manifest for kept in self._journal.state.checkpoints)
 
-    def _write_rank_record(
+    def _rank_record(
         self, state: HostState, nonce: str, tensors: list[TensorRecord], packs: list[PackRecord]
-    ) -> tuple[RankRef, int]:
+    ) -> tuple[Upload, RankRef]:
         record = RankRecord(FORMAT, state.step, self._lease.attempt, 0, 1, tensors, packs)
         key = f"ranks/{self._lease.attempt}/{state.step}/0-{nonce}.json"
         data = msgspec.json.encode(record)
-        self._store.put(key, [data])
-        return RankRef(key, sha256(data)), len(data)
+        return Upload(key, [data]), RankRef(key, sha256(data))
 
-    def _write_metrics(self, state: HostState, nonce: str) -> tuple[str, str, int]:
+    def _metrics(self, state: HostState, nonce: str) -> tuple[list[Upload], str]:
+        """The object of the logged values, if there are any, and its digest."""
         after = self._parent.record.step if self._parent else -1
         metrics = metrics_between(state.metrics, after, state.step)
         if not metrics:
-            return "", "", 0
+            return [], ""
         data = encode_metrics(metrics)
         key = f"metrics/{state.step:011d}-{self._lease.attempt}-{nonce}.json"
-        self._store.put(key, [data])
-        return key, sha256(data), len(data)
+        return [Upload(key, [data])], sha256(data)
 
     def _manifest(
         self, state: HostState, nonce: str, tensors: list[TensorRecord], packs: list[PackRecord], ranks: list[RankRef]
