@@ -23,7 +23,7 @@ from unbroken.link.progress import Progress, ProgressPage
 
 _RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 15.0
-_DEPARTURE_SECONDS = 2.0
+_DEPARTURE_SECONDS = 0.5
 """For how long a new trainer waits for the thread of one that is gone to notice it."""
 JOIN_SECONDS = 2.0
 """For how long a thread is waited for, where no deadline comes sooner."""
