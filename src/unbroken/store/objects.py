@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from unbroken.store.store import Buffer, ObjectInfo, check_key, truncated
 _PART = 16 << 20
 _CONCURRENCY = 8
 _WHOLE_PUT_LIMIT = 8 << 20
+_SHORT_PUT_LIMIT = 1 << 20
+"""What is smaller is sent within moments on any line, so that it may be given up and tried again soon."""
 
 _DELETERS = 8
 
@@ -53,11 +56,15 @@ class ObjectStore:
     Args:
         backend: an ``obstore`` store object.
         uri: what :attr:`uri` returns.
+        uploads: the same place with more patience, for requests that send much; None for ``backend`` itself.
     """
 
-    def __init__(self, backend: Any, uri: str) -> None:
+    def __init__(self, backend: Any, uri: str, *, uploads: Any = None) -> None:
         self._backend = backend
+        self._uploads = backend if uploads is None else uploads
         self._uri = uri
+        self._lock = threading.Lock()
+        self._under_way = 0
 
     @property
     def uri(self) -> str:
@@ -76,9 +83,24 @@ class ObjectStore:
         size = sum(len(view) for view in views)
         with self._translated("put", key):
             if size <= _WHOLE_PUT_LIMIT:
-                obstore.put(self._backend, key, b"".join(views), use_multipart=False)
+                backend = self._backend if size <= _SHORT_PUT_LIMIT else self._uploads
+                obstore.put(backend, key, b"".join(views), use_multipart=False)
             else:
-                obstore.put(self._backend, key, _pieces(views), chunk_size=_PART, max_concurrency=_CONCURRENCY)
+                with self._share() as concurrency:
+                    obstore.put(self._uploads, key, _pieces(views), chunk_size=_PART, max_concurrency=concurrency)
+
+    @contextmanager
+    def _share(self) -> Iterator[int]:
+        """How many parts of a large object to send at a time: fewer where others are under way, so that each part still
+        gets through in time on a slow line."""
+        with self._lock:
+            self._under_way += 1
+            share = max(2, _CONCURRENCY // self._under_way)
+        try:
+            yield share
+        finally:
+            with self._lock:
+                self._under_way -= 1
 
     def get(self, key: str) -> bytes:
         with self._translated("get", key):

@@ -20,13 +20,24 @@ from unbroken.store.objects import ObjectStore
 from unbroken.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from obstore.store import ClientConfig, RetryConfig, S3Config
+
+    _Connect = Callable[[ClientConfig], Any]
 
 _BUCKET_SCHEMES = {"s3": "S3 bucket", "gs": "Google Cloud Storage bucket", "az": "Azure Blob container"}
 _EXAMPLES = "Write s3://bucket/path, gs://bucket/path, az://account/container/path, file:///path or a plain path"
 
-# obstore's own default of 30 s bounds a whole request: too short for a 16 MiB part on a slow line.
-_CLIENT: ClientConfig = {"timeout": timedelta(seconds=180), "connect_timeout": timedelta(seconds=5)}
+# obstore's read timeout counts from the start of a request to the beginning of its answer, and then anew with each
+# read: a stalled download ends after it however long a healthy one may take, but an upload must have been sent by then.
+_CLIENT: ClientConfig = {
+    "connect_timeout": timedelta(seconds=5),
+    "read_timeout": timedelta(seconds=30),
+    "timeout": timedelta(seconds=180),
+}
+_UPLOADS: ClientConfig = {**_CLIENT, "read_timeout": timedelta(seconds=90)}
+"""A part of 16 MiB then needs 0.2 MB/s, and a stalled one is sent again while most notices still run."""
 _RETRY: RetryConfig = {
     "max_retries": 6,
     "retry_timeout": timedelta(seconds=180),
@@ -136,7 +147,7 @@ def open_store(uri: str, *, create: bool = False) -> Store:
     if where.scheme == "file":
         return _open_folder(where, create=create)
     try:
-        return ObjectStore(_open_bucket(where), str(where))
+        return _open_bucket(where)
     except BaseError as error:
         raise ConfigError(
             f"{where} cannot be opened: {str(error).splitlines()[0]}", kind="store-config",
@@ -170,31 +181,19 @@ def _make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def _open_bucket(where: StoreURI) -> Any:
+def _open_bucket(where: StoreURI) -> ObjectStore:
     endpoint = endpoint_of(where.scheme)
-    if where.scheme == "s3":
-        return _open_s3(where, endpoint)
-    if where.scheme == "gs":
-        require_google()
-        return obs.GCSStore(
-            where.bucket,
-            prefix=where.path,
-            client_options=_allowing_http(endpoint),
-            retry_config=_RETRY,
-        )
-    require_azure()
-    return obs.AzureStore(
-        where.bucket, prefix=where.path, account_name=where.account,
-        client_options=_allowing_http(endpoint), retry_config=_RETRY,
-    )  # fmt: skip
+    connect = {"s3": _s3, "gs": _gcs, "az": _azure}[where.scheme](where, endpoint)
+    backend, uploads = (connect(_allowing_http(client, endpoint)) for client in (_CLIENT, _UPLOADS))
+    return ObjectStore(backend, str(where), uploads=uploads)
 
 
-def _open_s3(where: StoreURI, endpoint: str) -> Any:
+def _s3(where: StoreURI, endpoint: str) -> _Connect:
     config: S3Config = {}
     if not _is_plain(endpoint):
         # TLS already protects the body on its way; signing its hash as well costs four times the CPU.
         config["unsigned_payload"] = True
-    options: dict[str, Any] = {"client_options": _allowing_http(endpoint), "retry_config": _RETRY}
+    options: dict[str, Any] = {"retry_config": _RETRY}
     if aws_needs_profile():
         from unbroken.store.profile import ProfileCredentials
 
@@ -204,13 +203,27 @@ def _open_s3(where: StoreURI, endpoint: str) -> Any:
         options["credential_provider"] = profile
     else:
         require_aws()
-    return obs.S3Store(where.bucket, prefix=where.path, config=config or None, **options)
+    return lambda client: obs.S3Store(
+        where.bucket, prefix=where.path, config=config or None, client_options=client, **options
+    )
+
+
+def _gcs(where: StoreURI, _endpoint: str) -> _Connect:
+    require_google()
+    return lambda client: obs.GCSStore(where.bucket, prefix=where.path, client_options=client, retry_config=_RETRY)
+
+
+def _azure(where: StoreURI, _endpoint: str) -> _Connect:
+    require_azure()
+    return lambda client: obs.AzureStore(
+        where.bucket, prefix=where.path, account_name=where.account, client_options=client, retry_config=_RETRY
+    )
 
 
 def _is_plain(endpoint: str) -> bool:
     return endpoint.lower().startswith("http://")
 
 
-def _allowing_http(endpoint: str) -> ClientConfig:
+def _allowing_http(client: ClientConfig, endpoint: str) -> ClientConfig:
     """Plain http is allowed exactly where the user's own endpoint asks for it."""
-    return {**_CLIENT, "allow_http": True} if _is_plain(endpoint) else _CLIENT
+    return {**client, "allow_http": True} if _is_plain(endpoint) else client
