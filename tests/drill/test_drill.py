@@ -111,7 +111,7 @@ def test_a_training_too_short_to_interrupt_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["-c", "print('just a program')"], ["ended with 0", "just a program"]),
+        (["-c", "print('just a program')"], ["no Run was opened (exit code 0)", "just a program"]),
         (["-c", "raise SystemExit('no data here')"], ["ended with 1", "no data here"]),
     ],
 )

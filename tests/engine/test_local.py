@@ -54,10 +54,13 @@ class Onlooking:
         self.over.append(launch.returncode)
 
 
-def engine(folder: Path, *code: str, starts: int = 5, timeout: float = PATIENCE, restarts: int = 0) -> LocalEngine:
+def engine(
+    folder: Path, *code: str, starts: int = 5, timeout: float = PATIENCE, restarts: int = 0, trains: bool = True
+) -> LocalEngine:
+    """An engine for a command that opens the run at ``folder``, or for one that need not open any."""
     return LocalEngine(
         [sys.executable, "-c", *code],
-        AgentSettings(uri=str(folder / "run"), max_restarts=restarts, grace="10"),
+        AgentSettings(uri=str(folder / "run") if trains else "", max_restarts=restarts, grace="10"),
         logs=folder / "logs",
         environment={"AWS_EC2_METADATA_DISABLED": "true"},
         max_starts=starts,
@@ -72,7 +75,7 @@ def assert_nothing_lives(launch: Launch) -> None:
 
 def test_a_command_that_is_finished_is_started_once(tmp_path: Path) -> None:
     looking = Onlooking()
-    (launch,) = engine(tmp_path, "print('hello')").run(looking)
+    (launch,) = engine(tmp_path, "print('hello')", trains=False).run(looking)
     assert (launch.returncode, launch.number, looking.over) == (0, 1, [0])
     assert "hello" in launch.log_tail()
     assert launch.ended_at is not None
@@ -148,7 +151,7 @@ def test_an_exception_leaves_no_process_even_outside_the_tree(tmp_path: Path) ->
 
 
 def test_processes_of_others_are_not_touched(tmp_path: Path) -> None:
-    (launch,) = engine(tmp_path, "pass").run(Onlooking())
+    (launch,) = engine(tmp_path, "pass", trains=False).run(Onlooking())
     launch.kill()
     assert psutil.pid_exists(os.getpid())
     assert launch.signal(signal.SIGTERM) is False
