@@ -321,9 +321,12 @@ def test_the_exit_of_a_stop_that_came_too_late_names_what_stands(training, uri, 
 
     monkeypatch.setattr(CheckpointWriter, "write", slow)
     monkeypatch.setenv("UNBROKEN_GRACE", "5")
+    attempt = training(uri)
     with pytest.raises(Interrupted, match="at step 7; durable is step 4") as late:
-        training(uri).train(11, {6: interrupt}, settle=False)
+        attempt.train(11, {6: interrupt}, settle=False)
     over.set()
+    for agent in attempt.run._linked._agents:  # there was no time left to wait for it
+        agent.wait(30)
     assert isinstance(late.value.__cause__, DeadlineError)
     assert [record.step for record in journal().state.checkpoints] == [4]
 
