@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -72,6 +73,15 @@ class S3Server:
             region_name="us-east-1",
             config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_signals() -> None:
+    """Processes that tests start hear SIGINT and SIGHUP, also where the tests themselves were started with them ignored
+    (in the background, or by nohup): an ignored signal is inherited, and an agent leaves it ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
