@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from unbroken.journal.events import CheckpointCommitted
 from unbroken.link.channel import Channel, ChannelError, connect, listen
 from unbroken.link.messages import (
     PROTOCOL,
@@ -21,7 +22,12 @@ from unbroken.link.messages import (
     Refused,
     Restored,
     SaveFailed,
+    Sealed,
     SignalReceived,
+    SlotCommitted,
+    SlotFailed,
+    SlotOffered,
+    SlotReturned,
     Stop,
     Stopping,
     Welcome,
@@ -32,7 +38,12 @@ EVERY_MESSAGE: list[Message] = [
     Hello(PROTOCOL, "s3://bucket/run", 12, rank=1, world_size=2, progress="/tmp/p", attempt=3, claim="c"),
     Welcome(3, "claim"),
     Refused("ConfigError", "no", kind="uri", hint="mend it"),
-    Restored(5, 0.5, 1 << 40),
+    Restored(5, 0.5, 1 << 40, "manifests/5.json"),
+    SlotOffered(0),
+    Sealed(1, 12),
+    SlotCommitted(1, CheckpointCommitted(12, "manifests/12.json", "aa", 1 << 40, 5, metrics="m", stall=0.5)),
+    SlotFailed(0, 12, "StoreError", "away", "unavailable", "wait"),
+    SlotReturned(1, "manifests/12.json"),
     Committed(6, 1.5, 0.01, 0),
     SaveFailed(7, "the disk is full\nreally"),
     Stop("ec2", "terminate", 1.75e9),

@@ -1,11 +1,13 @@
-"""A Unix stream socket that carries messages, one JSON object a line."""
+"""A Unix stream socket that carries messages, one JSON object a line, and descriptors beside them."""
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from unbroken.errors import UnbrokenError
 from unbroken.link.messages import Message
 
 _LINE_LIMIT = 1 << 20
+_DESCRIPTORS_AT_ONCE = 8
+_ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS_AT_ONCE * array.array("i").itemsize)
 _DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
@@ -34,9 +38,12 @@ class Channel:
         connection.setblocking(True)
         self._socket = connection
         self._sending = threading.Lock()
+        self._received: deque[int] = deque()
+        """Descriptors that came and that nobody has taken yet."""
+        self._closed = False
 
-    def send(self, message: Message) -> None:
-        """Send one message.
+    def send(self, message: Message, descriptor: int | None = None) -> None:
+        """Send one message, and a copy of a descriptor with it.
 
         Raises:
             ChannelError: the other end is gone.
@@ -44,6 +51,8 @@ class Channel:
         line = msgspec.json.encode(message) + b"\n"
         try:
             with self._sending:
+                if descriptor is not None:
+                    line = line[socket.send_fds(self._socket, [line], [descriptor]) :]
                 self._socket.sendall(line)
         except OSError as error:
             raise ChannelError(f"the other end of the link is gone ({error})", kind="closed") from error
@@ -57,7 +66,7 @@ class Channel:
         pending = bytearray()
         while True:
             try:
-                data = self._socket.recv(65536)
+                data = self._receive()
             except OSError:
                 return
             if not data:
@@ -70,11 +79,42 @@ class Channel:
             if len(pending) > _LINE_LIMIT:
                 raise ChannelError("a line on the link is longer than 1 MiB", kind="protocol")
 
+    def take_descriptor(self) -> int:
+        """The descriptor that came with the message that :meth:`messages` yielded last; the caller owns it.
+
+        Raises:
+            ChannelError: none came.
+        """
+        try:
+            return self._received.popleft()
+        except IndexError:
+            raise ChannelError("a message came without its descriptor", kind="protocol") from None
+
     def close(self) -> None:
         """Close the connection; a thread inside :meth:`messages` returns."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        self._closed = True
+        self._drop_descriptors()
+
+    def _receive(self) -> bytes:
+        data, ancillary, flags, _ = self._socket.recvmsg(65536, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors = array.array("i")
+                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+                self._received.extend(descriptors)
+        if self._closed:
+            self._drop_descriptors()
+        if flags & socket.MSG_CTRUNC:
+            raise ChannelError("a descriptor was lost on the link: this process has too many open", kind="descriptors")
+        return data
+
+    def _drop_descriptors(self) -> None:
+        while self._received:
+            with contextlib.suppress(IndexError):  # taken by another thread just now
+                os.close(self._received.popleft())
 
 
 def _decode(line: bytes) -> Message:

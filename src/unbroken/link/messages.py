@@ -1,15 +1,18 @@
 """The messages between a trainer and its agent: one JSON object a line on a Unix stream socket.
 
 The trainer speaks first (:class:`Hello`); the agent answers :class:`Welcome` or :class:`Refused`. After that each
-side sends when it has something to say and nobody waits for an answer. All moments named ``*_at`` and ``deadline``
-are wall-clock seconds since the epoch; both ends live on one machine, so they share that clock.
+side sends when it has something to say. :class:`SlotOffered` and :class:`SlotReturned` come with a descriptor. All
+moments named ``*_at`` and ``deadline`` are wall-clock seconds since the epoch; both ends live on one machine, so they
+share that clock.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-PROTOCOL = 1
+from unbroken.journal.events import CheckpointCommitted
+
+PROTOCOL = 2
 
 SOCKET_VARIABLE = "UNBROKEN_SOCKET"
 """Environment variable in which the agent gives its children the socket's path."""
@@ -44,6 +47,8 @@ class Welcome(msgspec.Struct, tag="welcome", frozen=True):
 
     attempt: int
     claim: str
+    slots: int = 0
+    """How many :class:`SlotReturned` follow at once."""
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
@@ -61,10 +66,53 @@ class Restored(msgspec.Struct, tag="restored", frozen=True):
     step: int
     seconds: float
     bytes: int
+    manifest: str = ""
+    """Key of the checkpoint that training goes on from: the parent of the next one; "" at the start."""
+
+
+class SlotOffered(msgspec.Struct, tag="slot-offered", frozen=True):
+    """Trainer: this is the memory of one of my slots; comes with its descriptor. It is offered once on a connection,
+    and grows without being offered again."""
+
+    slot: int
+
+
+class Sealed(msgspec.Struct, tag="sealed", frozen=True):
+    """Trainer: this slot holds the state of this step; make it durable. Until the answer (:class:`SlotCommitted`,
+    :class:`SlotFailed`) it is not written to."""
+
+    slot: int
+    step: int
+
+
+class SlotCommitted(msgspec.Struct, tag="slot-committed", frozen=True):
+    """Agent: what this slot holds is committed."""
+
+    slot: int
+    event: CheckpointCommitted
+
+
+class SlotFailed(msgspec.Struct, tag="slot-failed", frozen=True):
+    """Agent: what this slot holds was given up. Carries an error of :mod:`unbroken.errors` by class name."""
+
+    slot: int
+    step: int
+    error: str
+    message: str
+    kind: str = ""
+    hint: str = ""
+
+
+class SlotReturned(msgspec.Struct, tag="slot-returned", frozen=True):
+    """Agent: memory of an earlier trainer on this node, for yours; comes with its descriptor, after the welcome."""
+
+    slot: int
+    manifest: str = ""
+    """Key of the checkpoint that it holds; "" where it is only memory."""
 
 
 class Committed(msgspec.Struct, tag="committed", frozen=True):
-    """Trainer: the checkpoint of this step is durable."""
+    """Trainer: the checkpoint of this step is durable; I have written it myself."""
 
     step: int
     seconds: float
@@ -125,6 +173,6 @@ class Bye(msgspec.Struct, tag="bye", frozen=True):
     exit_code: int = 0
 
 
-FromTrainer = Hello | Restored | Committed | SaveFailed | SignalReceived | Stopping | Bye
-FromAgent = Welcome | Refused | Stop | Advice
+FromTrainer = Hello | Restored | SlotOffered | Sealed | Committed | SaveFailed | SignalReceived | Stopping | Bye
+FromAgent = Welcome | Refused | SlotReturned | SlotCommitted | SlotFailed | Stop | Advice
 Message = FromTrainer | FromAgent
