@@ -46,7 +46,7 @@ def test_three_fields_are_enough(tmp_path: Path) -> None:
     assert (job.env, job.every, job.grace, job.prices) == ({}, None, None, None)
 
 
-@pytest.mark.parametrize("every", ["20", "90s", "auto"])
+@pytest.mark.parametrize("every", ["20", "90s", "auto", "auto,cap=2%,loss=15min"])
 def test_cadences_of_each_kind_are_accepted(tmp_path: Path, every: str) -> None:
     assert load_job(write(tmp_path, f"name: a\nrun: r\ncommand: [c]\nevery: {every}\n")).every == every
 
@@ -63,6 +63,7 @@ def test_cadences_of_each_kind_are_accepted(tmp_path: Path, every: str) -> None:
         ("every: 10min", "every: 10", []),
         ("every: 10min", "every: 0", ["line 6", "every", "at least 1"]),
         ("every: 10min", "every: often", ["line 6", "every", "'often' is not a duration"]),
+        ("every: 10min", "every: auto,cup=1%", ["line 6", "every", "'cup'", "Did you mean 'cap'?"]),
         ("grace: 2min", "grace: 120", ["line 7", "grace", "with its unit"]),
         ("  OMP_NUM_THREADS: 4", "  OMP_NUM_THREADS: yes", ["line 5", "env.OMP_NUM_THREADS", "in quotes"]),
         ('[python, train.py, --lr, "3e-4"]', "python train.py", ["line 3", "command", "[python, train.py]"]),

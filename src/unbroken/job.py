@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from unbroken.clock import parse_duration
 from unbroken.errors import ConfigError, NotFoundError
+from unbroken.every import parse_every
 
 
 def _cadence(value: Any) -> Any:
@@ -25,7 +26,9 @@ def _cadence(value: Any) -> Any:
     if value.strip().isdigit():
         if int(value) < 1:
             raise ValueError("a cadence in steps is at least 1")
-    elif value != "auto":
+    elif value.strip().startswith("auto"):
+        parse_every(value)
+    else:
         parse_duration(value)
     return value.strip()
 
@@ -70,7 +73,7 @@ class Job(_Strict):
     command: list[str] = Field(min_length=1)
     env: dict[str, Variable] = {}
     every: Cadence | None = None
-    """Cadence that outranks the script's: a number of steps, a duration, or ``auto``."""
+    """Cadence that outranks the script's: a number of steps, a duration, or ``auto`` with or without options."""
     grace: Seconds | None = None
     """Seconds between a stop signal and the kill."""
     prices: Prices | None = None

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.errors import ConfigError
 from unbroken.testing import FakeClock
-from unbroken.training.cadence import Cadence, Every, parse_every
-
-
-@pytest.mark.parametrize(
-    ("text", "every"),
-    [(5, Every(steps=5)), ("500", Every(steps=500)), ("10min", Every(seconds=600)), ("1h 30s", Every(seconds=3630))],
-)
-def test_steps_and_durations_are_read(text, every):
-    assert parse_every(text) == every
-
-
-@pytest.mark.parametrize("wrong", [0, -3, "0", "-5", "", "often", 2.5, True, None, "10 parsecs"])
-def test_what_is_no_cadence_is_refused_with_an_example(wrong):
-    with pytest.raises(ConfigError, match="10min"):
-        parse_every(wrong)
+from unbroken.training.cadence import Cadence, Every
 
 
 @given(st.integers(1, 50), st.integers(0, 500), st.integers(1, 200))
