@@ -254,6 +254,12 @@ def read_slot(descriptor: int) -> tuple[SlotOwner, HostState] | None:
     )
 
 
+def read_sequence(descriptor: int) -> int:
+    """The sequence of a slot: another one than before means that what was read since may be torn; 0: empty."""
+    data = os.pread(descriptor, _SEQUENCE.size, _SEQUENCE_AT)
+    return int(_SEQUENCE.unpack(data)[0]) if len(data) == _SEQUENCE.size else 0
+
+
 def _unmap(mapping: mmap.mmap | None) -> None:
     """Close a mapping at once where nobody holds a view of it; else the last view does."""
     if mapping is not None:
