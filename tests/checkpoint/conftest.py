@@ -27,7 +27,7 @@ from unbroken.errors import DamagedError
 from unbroken.journal import CheckpointRecord, Journal, Origin
 from unbroken.journal.events import CheckpointCommitted
 from unbroken.store import ObjectInfo, Store, open_store
-from unbroken.store.store import Buffer
+from unbroken.store.store import Buffer, OnPiece
 from unbroken.testing import FakeClock
 
 Content = dict[str, bytes]
@@ -127,9 +127,9 @@ class WatchedStore:
         self.before("create", key)
         return self._store.create(key, data)
 
-    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+    def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
         self.before("put", key)
-        self._store.put(key, parts)
+        self._store.put(key, parts, on_piece=on_piece)
 
     def get(self, key: str) -> bytes:
         self.before("get", key)
@@ -166,13 +166,13 @@ class OrderedStore(WatchedStore):
             self.order = order
             self._ended.clear()
 
-    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+    def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
         name = key.split("/", maxsplit=1)[0]
         earlier = set(self.order[: self.order.index(name)]) if name in self.order else set()
         with self._change:
             assert self._change.wait_for(lambda: earlier <= self._ended, timeout=60), f"{key} before {earlier}"
         try:
-            super().put(key, parts)
+            super().put(key, parts, on_piece=on_piece)
         finally:
             with self._change:
                 self._ended.add(name)

@@ -12,7 +12,7 @@ from tests.checkpoint.conftest import WatchedStore
 from unbroken.checkpoint.uploads import AT_ONCE, Upload, _Round, put_all
 from unbroken.errors import StoreError
 from unbroken.store import Store
-from unbroken.store.store import Buffer
+from unbroken.store.store import Buffer, OnPiece
 from unbroken.testing import Crash
 
 SECONDS = 60
@@ -42,7 +42,7 @@ def test_as_many_as_allowed_are_under_way_and_no_more(folder_store: Store) -> No
     class Counting(WatchedStore):
         now = 0
 
-        def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
             with lock:
                 self.now += 1
                 seen.append(self.now)
@@ -63,7 +63,7 @@ def test_the_first_error_is_raised_when_the_others_have_ended_and_nothing_more_i
     together = threading.Barrier(AT_ONCE, timeout=SECONDS)
 
     class Failing(WatchedStore):
-        def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
             begun.append(key)
             together.wait()
             if key == "o/1":
@@ -92,7 +92,7 @@ def test_a_put_that_hangs_keeps_no_process_alive(folder_store: Store) -> None:
     seen: list[bool] = []
 
     class Watching(WatchedStore):
-        def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
             together.wait()
             current = threading.current_thread()
             seen.append(current is caller or current.daemon)

@@ -18,7 +18,7 @@ from unbroken.checkpoint.staged import HostState
 from unbroken.errors import StoreError
 from unbroken.journal import Journal
 from unbroken.store import Store
-from unbroken.store.store import Buffer
+from unbroken.store.store import Buffer, OnPiece
 from unbroken.testing import FaultyStore
 
 
@@ -159,11 +159,11 @@ class Stages(WatchedStore):
             self._stages.update(dict.fromkeys(stage, barrier))
         self.happened: list[str] = []
 
-    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+    def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
         name = key.split("/", maxsplit=1)[0]
         self.happened.append(f"begin {name}")
         self._stages[name].wait()
-        super().put(key, parts)
+        super().put(key, parts, on_piece=on_piece)
         self.happened.append(f"end {name}")
 
     def create(self, key: str, data: bytes) -> bool:

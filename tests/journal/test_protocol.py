@@ -19,7 +19,7 @@ from unbroken.journal import Entry, Event, Journal, Lease, Origin
 from unbroken.journal.events import AttemptClaimed, CheckpointCommitted, encode_entry
 from unbroken.journal.journal import entry_key
 from unbroken.store import ObjectInfo
-from unbroken.store.store import Buffer
+from unbroken.store.store import Buffer, OnPiece
 from unbroken.testing import FakeClock
 
 Fault = Literal["none", "failed", "lost", "retried", "refused", "late"]
@@ -53,7 +53,7 @@ class MemoryStore:
             raise StoreError("the reply was lost")
         return created and fault != "retried"
 
-    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+    def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
         self._objects[key] = b"".join(parts)
 
     def get(self, key: str) -> bytes:

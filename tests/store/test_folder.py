@@ -91,16 +91,18 @@ class TestDurability:
         open_store(str(tmp_path / "a" / "b"), create=True)
         assert sorted(synced) == [str(tmp_path), str(tmp_path / "a")]
 
-    def test_a_write_cut_short_leaves_nothing(self, store: Store, folder: Path) -> None:
-        class CutShort(tuple[bytes, ...]):
-            def __iter__(self) -> Iterator[bytes]:
-                yield bytes(MiB)
+    @pytest.mark.parametrize("size", [9, 40 * MiB + 9])
+    def test_a_write_cut_short_leaves_nothing(self, store: Store, folder: Path, size: int) -> None:
+        def cut_short(piece: int) -> None:
+            told.append(piece)
+            if sum(told) == 2 * size:
                 raise KeyboardInterrupt
 
         store.put("p", [b"old"])
         for key in ("p", "q"):
+            told: list[int] = []
             with pytest.raises(KeyboardInterrupt):
-                store.put(key, CutShort())
+                store.put(key, [bytes(size), bytes(size), bytes(size)], on_piece=cut_short)
         assert store.get("p") == b"old"
         assert files_below(folder) == ["p"]
 

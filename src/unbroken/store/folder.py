@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unbroken.errors import AccessError, NotFoundError, StoreError, UnbrokenError
-from unbroken.store.store import Buffer, ObjectInfo, check_key, truncated
+from unbroken.store.store import Buffer, ObjectInfo, OnPiece, Pieces, check_key, truncated
+from unbroken.store.uncached import write_file
 
 PARTIAL = ".partial"
 """Folder below the run's for files that are being written, where the file system has no unnamed files. No
@@ -46,7 +47,7 @@ class FolderStore:
     def create(self, key: str, data: bytes) -> bool:
         with self._translated("put", key):
             path = self._make_way(key)
-            with _synced_file(self._folder, path.parent, [data]) as source:
+            with _synced_file(self._folder, path.parent, Pieces([data])) as source:
                 try:
                     _link(source, path)
                 except FileExistsError:
@@ -58,10 +59,11 @@ class FolderStore:
             self._sync_folders(path)
         return True
 
-    def put(self, key: str, parts: Sequence[Buffer]) -> None:
-        with self._translated("put", key):
+    def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
+        pieces = Pieces(parts, on_piece)
+        with self._translated("put", key, pieces):
             path = self._make_way(key)
-            with _synced_file(self._folder, path.parent, parts) as source:
+            with _synced_file(self._folder, path.parent, pieces) as source:
                 try:
                     _link(source, path)
                 except FileExistsError:
@@ -138,13 +140,15 @@ class FolderStore:
                 break
 
     @contextmanager
-    def _translated(self, action: str, key: str) -> Iterator[None]:
-        """Turn the system's errors into ours."""
+    def _translated(self, action: str, key: str, pieces: Pieces | None = None) -> Iterator[None]:
+        """Turn the system's errors into ours; what a listener to ``pieces`` raised stays as it is."""
         try:
             yield
         except UnbrokenError:
             raise
         except OSError as error:
+            if pieces is not None and error is pieces.raised:
+                raise
             raise self._failed(action, key, error) from error
 
     def _failed(self, action: str, key: str, error: OSError) -> UnbrokenError:
@@ -183,32 +187,32 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def _synced_file(folder: Path, beside: Path, parts: Sequence[Buffer]) -> Iterator[Path]:
+def _synced_file(folder: Path, beside: Path, pieces: Pieces) -> Iterator[Path]:
     """A synced file that vanishes unless it is linked: a killed process leaves nothing behind."""
     try:
         descriptor = os.open(beside, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno not in _NO_UNNAMED_FILES:
             raise
-        with _named_file(folder, parts) as partial:
+        with _named_file(folder, pieces) as partial:
             yield partial
         return
     try:
-        _write(descriptor, parts)
+        write_file(descriptor, pieces, pieces.size)
         yield Path(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def _named_file(folder: Path, parts: Sequence[Buffer]) -> Iterator[Path]:
+def _named_file(folder: Path, pieces: Pieces) -> Iterator[Path]:
     """A synced file in the partial folder, removed at the end unless it was moved."""
     (folder / PARTIAL).mkdir(exist_ok=True)
     partial = folder / PARTIAL / secrets.token_hex(16)
     descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     try:
         try:
-            _write(descriptor, parts)
+            write_file(descriptor, pieces, pieces.size)
         finally:
             os.close(descriptor)
         yield partial
@@ -230,14 +234,6 @@ def _replace(source: Path, path: Path, folder: Path) -> None:
     partial = folder / PARTIAL / secrets.token_hex(16)
     _link(source, partial)
     partial.replace(path)
-
-
-def _write(descriptor: int, parts: Sequence[Buffer]) -> None:
-    for part in parts:
-        view = memoryview(part).cast("B")
-        while len(view):
-            view = view[os.write(descriptor, view) :]
-    os.fsync(descriptor)
 
 
 def _read(descriptor: int, start: int, length: int) -> bytes:

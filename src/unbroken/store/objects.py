@@ -19,9 +19,8 @@ from obstore.exceptions import (
 )
 
 from unbroken.errors import AccessError, NotFoundError, StoreError, UnbrokenError
-from unbroken.store.store import Buffer, ObjectInfo, check_key, truncated
+from unbroken.store.store import PIECE, Buffer, ObjectInfo, OnPiece, Pieces, check_key, truncated
 
-_PART = 16 << 20
 _CONCURRENCY = 8
 _WHOLE_PUT_LIMIT = 8 << 20
 _SHORT_PUT_LIMIT = 1 << 20
@@ -78,16 +77,16 @@ class ObjectStore:
                 return False
         return True
 
-    def put(self, key: str, parts: Sequence[Buffer]) -> None:
-        views = [memoryview(part).cast("B") for part in parts]
-        size = sum(len(view) for view in views)
-        with self._translated("put", key):
+    def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
+        pieces = Pieces(parts, on_piece)
+        size = pieces.size
+        with self._translated("put", key, pieces):
             if size <= _WHOLE_PUT_LIMIT:
                 backend = self._backend if size <= _SHORT_PUT_LIMIT else self._uploads
-                obstore.put(backend, key, b"".join(views), use_multipart=False)
-            else:
+                obstore.put(backend, key, pieces.joined(), use_multipart=False)
+            else:  # an iterator of pieces, unlike a buffer, is sent without a zeroed copy between
                 with self._share() as concurrency:
-                    obstore.put(self._uploads, key, _pieces(views), chunk_size=_PART, max_concurrency=concurrency)
+                    obstore.put(self._uploads, key, iter(pieces), chunk_size=PIECE, max_concurrency=concurrency)
 
     @contextmanager
     def _share(self) -> Iterator[int]:
@@ -145,8 +144,8 @@ class ObjectStore:
                     raise
 
     @contextmanager
-    def _translated(self, action: str, key: str) -> Iterator[None]:
-        """Check the key, and turn obstore's errors into ours."""
+    def _translated(self, action: str, key: str, pieces: Pieces | None = None) -> Iterator[None]:
+        """Check the key, and turn obstore's errors into ours; what a listener to ``pieces`` raised stays as it is."""
         if key or action != "list":
             check_key(key)
         try:
@@ -154,6 +153,8 @@ class ObjectStore:
         except UnbrokenError:
             raise
         except (BaseError, OSError, ValueError) as error:
+            if pieces is not None and error is pieces.raised:
+                raise
             failure = self._failed(action, key, error)
             # A refusal may echo the request's security token: the original text must not travel on.
             raise failure from (None if isinstance(failure, AccessError) else error)
@@ -207,13 +208,6 @@ def _is_panic(error: BaseException) -> bool:
 def _no_bucket(error: Exception) -> bool:
     text = str(error).lower()
     return any(mark in text for mark in ("nosuchbucket", "containernotfound", "specified bucket does not exist"))
-
-
-def _pieces(views: Sequence[memoryview]) -> Iterator[memoryview]:
-    """The views in pieces of at most one part: these obstore takes without a zeroed buffer between."""
-    for view in views:
-        for start in range(0, len(view), _PART):
-            yield view[start : start + _PART]
 
 
 def _reason(text: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from unbroken.errors import DamagedError, StoreError
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
+OnPiece: TypeAlias = Callable[[int], None]
+
+PIECE = 16 << 20
+"""Bytes between two moments at which a put may be stopped: the most that is sent or written at a time."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,15 @@ class Store(Protocol):
         and comparing a nonce. After a StoreError it is not known whether the object was created.
         """
 
-    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+    def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
         """Store the concatenation of ``parts`` (1-D, contiguous, of bytes) at ``key``, whole or not at all.
 
         For keys that no one else writes; an object already there is replaced.
+
+        Args:
+            on_piece: called, in the thread of this call, before each piece of at most :data:`PIECE` bytes is sent or
+                written, with its size in bytes; the sizes add up to the object's. What it raises ends the put: nothing
+                becomes visible at ``key``, and the very exception comes out of here, whatever its class.
         """
 
     def get(self, key: str) -> bytes:
@@ -69,6 +78,42 @@ class Store(Protocol):
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is not there counts as deleted."""
+
+
+class Pieces:
+    """The content of one put, cut into pieces; ``on_piece`` is told of each before it is given out."""
+
+    def __init__(self, parts: Sequence[Buffer], on_piece: OnPiece | None = None) -> None:
+        self._views = [memoryview(part).cast("B") for part in parts]
+        self._on_piece = on_piece
+        self.raised: BaseException | None = None
+        """What ``on_piece`` raised: a store hands it on as it is, and takes no error of its own for it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return sum(map(len, self._views))
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for view in self._views:
+            for start in range(0, len(view), PIECE):
+                piece = view[start : start + PIECE]
+                self._tell(len(piece))
+                yield piece
+
+    def joined(self) -> bytes:
+        """All as one piece."""
+        self._tell(self.size)
+        return b"".join(self._views)
+
+    def _tell(self, size: int) -> None:
+        if self._on_piece is None:
+            return
+        try:
+            self._on_piece(size)
+        except BaseException as error:
+            self.raised = error
+            raise
 
 
 def check_key(key: str) -> None:

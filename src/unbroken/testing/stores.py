@@ -12,7 +12,7 @@ from unbroken.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from unbroken.store import ObjectInfo, Store
-    from unbroken.store.store import Buffer
+    from unbroken.store.store import Buffer, OnPiece
 
 Method = Literal["create", "put", "get", "get_range", "list", "delete"]
 Moment = Literal["before", "after", "retried"]
@@ -110,8 +110,8 @@ class FaultyStore:
         created = self._pass_on(failing, lambda: self._store.create(key, data))
         return created and failing is None
 
-    def put(self, key: str, parts: Sequence[Buffer]) -> None:
-        self._pass_on(self._begin("put", key), lambda: self._store.put(key, parts))
+    def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
+        self._pass_on(self._begin("put", key), lambda: self._store.put(key, parts, on_piece=on_piece))
 
     def get(self, key: str) -> bytes:
         return self._pass_on(self._begin("get", key), lambda: self._store.get(key))
