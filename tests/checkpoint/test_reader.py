@@ -94,7 +94,7 @@ def test_after_an_error_no_further_requests_are_made(
             leaving.set()  # by now the reader has cancelled what has not begun
             self.shutdown()
 
-    monkeypatch.setattr("unbroken.checkpoint.reader.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("unbroken.checkpoint.parallel.ThreadPoolExecutor", Pool)
     requests: list[str] = []
     lock = threading.Lock()
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from unbroken.checkpoint.digest import CHUNK
 from unbroken.checkpoint.manifest import Manifest, PackRecord, TensorRecord
 
-READERS = 16
-"""Requests under way at once: a far store gives each connection some 90 MB/s."""
+READERS = 12
+"""Requests under way at once: a far store gives each connection some 90 MB/s, and each holds up to 16 MiB."""
 _NAMED = 5
 """How many tensors an error names before it only counts."""
 
