@@ -12,39 +12,37 @@ from unbroken.training.notice_fit import notice_too_short
 GB = 1e9
 
 
+WILL = "on an interruption the newest scheduled checkpoint will stand"
+MAY = "on an interruption the newest scheduled checkpoint may have to stand"
+
+
 @pytest.mark.parametrize(
-    ("seconds", "grace", "every", "step_seconds", "text"),
+    ("seconds", "every", "step_seconds", "loss"),
     [
-        (140, 120, "30min", 2.0,
-         "61 GB takes 140 s here; the notice is 120 s: on an interruption the newest scheduled checkpoint will stand, "
-         'and up to 32m20s of work is lost; every="10min" makes that 12m20s'),
-        (140, 120, "10min", 2.0,
-         "61 GB takes 140 s here; the notice is 120 s: on an interruption the newest scheduled checkpoint will stand, "
-         "and up to 12m20s of work is lost"),
-        (140, 120, "500", 0.0,
-         "61 GB takes 140 s here; the notice is 120 s: on an interruption the newest scheduled checkpoint will stand, "
-         'and the work since then is lost; every="10min" or less makes that at most 12m20s'),
-        (140, 120, "500", 4.0,
-         "61 GB takes 140 s here; the notice is 120 s: on an interruption the newest scheduled checkpoint will stand, "
-         'and up to 35m40s of work is lost; every="10min" makes that 12m20s'),
-        (140, 120, "auto,loss=15min", 4.0,
-         "61 GB takes 140 s here; the notice is 120 s: on an interruption the newest scheduled checkpoint will stand, "
-         "and up to 15m00s of work is lost"),
-        (900.5, 120, "30min", 0.0,
-         "61 GB takes 900 s here; the notice is 120 s: on an interruption the newest scheduled checkpoint will stand, "
-         'and up to 45m00s of work is lost; every="16min" makes that 31m00s'),
-        (100, 120, "10min", 0.0,
-         "61 GB takes 100 s here; the notice is 120 s, too little for slower storage: on an interruption the newest "
-         "scheduled checkpoint may have to stand, and up to 11m40s of work is lost"),
-        (80, 120, "10min", 30.0,
-         "61 GB takes 80 s here; the notice is 120 s, too little for the step under way and slower storage: on an "
-         "interruption the newest scheduled checkpoint may have to stand, and up to 11m20s of work is lost"),
+        (140, "30min", 2.0, 'up to 32m20s of work is lost; every="10min" makes that 12m20s'),
+        (140, "10min", 2.0, "up to 12m20s of work is lost"),
+        (140, "500", 0.0, 'the work since then is lost; every="10min" or less makes that at most 12m20s'),
+        (140, "500", 4.0, 'up to 35m40s of work is lost; every="10min" makes that 12m20s'),
+        (140, "auto,loss=15min", 4.0, "up to 15m00s of work is lost"),
+        (900, "auto,loss=15min", 4.0, "up to 30m00s of work is lost"),
+        (910, "30min", 0.0, 'up to 45m10s of work is lost; every="16min" makes that 31m10s'),
     ],
-)  # fmt: skip
-def test_warning_says_what_does_not_fit_and_what_it_costs(
-    seconds: float, grace: float, every: str, step_seconds: float, text: str
+)
+def test_save_that_does_not_fit_is_said_with_what_it_costs(
+    seconds: float, every: str, step_seconds: float, loss: str
 ) -> None:
-    assert notice_too_short(61 * GB, seconds, grace, parse_every(every), step_seconds=step_seconds) == text
+    text = notice_too_short(61 * GB, seconds, 120, parse_every(every), step_seconds=step_seconds)
+    assert text == f"61 GB takes {seconds} s here; the notice is 120 s: {WILL}, and {loss}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "step_seconds", "why"),
+    [(100, 0.0, "slower storage"), (80, 30.0, "the step under way and slower storage")],
+)
+def test_save_that_fits_without_a_margin_is_said_to_be_in_danger(seconds: float, step_seconds: float, why: str) -> None:
+    text = notice_too_short(61 * GB, seconds, 120, Every(seconds=600.0), step_seconds=step_seconds)
+    assert text is not None
+    assert text.startswith(f"61 GB takes {seconds} s here; the notice is 120 s, too little for {why}: {MAY}, and up to")
 
 
 @pytest.mark.parametrize(
