@@ -6,16 +6,17 @@ that any tool can open one. It never changes, and its key is unique to one write
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from unbroken.checkpoint.digest import chunk_digests, digest
+from unbroken.checkpoint.digest import CHUNK, chunk_digests, digest
 from unbroken.checkpoint.dtypes import item_size, safetensors_name
 from unbroken.checkpoint.manifest import PackRecord, Slice, TensorRecord
-from unbroken.checkpoint.safetensors import METADATA, HeaderEntry, encode_header
+from unbroken.checkpoint.safetensors import ALIGNMENT, METADATA, HeaderEntry, encode_header
 
 PACK_SIZE = 256 << 20
 """Bytes of tensors at which a pack is full; a larger tensor has a pack of its own."""
+_PAGE = 4096
 RESERVED_NAME = METADATA
 """Means something else in a safetensors header."""
 
@@ -43,24 +44,32 @@ class Pack:
     tensors: list[TensorRecord]
 
 
-def plan_packs(tensors: Sequence[HostTensor], *, pack_size: int = PACK_SIZE) -> list[list[HostTensor]]:
-    """Deal tensors out over packs of about ``pack_size`` bytes.
+def plan_packs(tensors: Iterable[HostTensor], *, pack_size: int = PACK_SIZE) -> Iterator[list[HostTensor]]:
+    """Deal tensors out over packs of about ``pack_size`` bytes; each pack is given out as soon as it is full.
 
-    Wide element types come first within a pack, so that every tensor begins at a multiple of its element's size.
+    Within a pack come first those that fill whole pages: after a header that does they can be written to a disk from
+    where they lie. Then wide element types, so that every tensor begins at a multiple of its element's size.
     """
-    packs: list[list[HostTensor]] = []
+    pack: list[HostTensor] = []
     room = 0
     for tensor in tensors:
-        if not packs or len(tensor.data) > max(room, 0):
-            packs.append([])
+        if pack and len(tensor.data) > max(room, 0):
+            yield sorted(pack, key=_place)
+            pack = []
+        if not pack:
             room = pack_size
-        packs[-1].append(tensor)
+        pack.append(tensor)
         room -= len(tensor.data)
-    return [sorted(pack, key=lambda tensor: -item_size(tensor.dtype)) for pack in packs]
+    if pack:
+        yield sorted(pack, key=_place)
+
+
+def _place(tensor: HostTensor) -> tuple[bool, int]:
+    return len(tensor.data) % _PAGE != 0, -item_size(tensor.dtype)
 
 
 def build_pack(
-    key: str, tensors: Sequence[HostTensor], *, index: int, digests: dict[str, list[str]] | None = None
+    key: str, tensors: Sequence[HostTensor], *, index: int, digests: Mapping[str, list[str]] | None = None
 ) -> Pack:
     """Lay out one pack.
 
@@ -68,7 +77,7 @@ def build_pack(
         key: where it will be stored.
         tensors: in the order in which they are stored.
         index: the pack's place in the record that will list it.
-        digests: of each tensor by name, where they are known already.
+        digests: the list of each tensor's digests by name, where the caller fills them; records hold these very lists.
     """
     header = _header(tensors)
     records: list[TensorRecord] = []
@@ -86,9 +95,11 @@ def build_pack(
 
 
 def _header(tensors: Sequence[HostTensor]) -> bytes:
-    return encode_header(
+    entries = [
         HeaderEntry(tensor.name, name, list(tensor.shape), len(tensor.data))
         if (name := safetensors_name(tensor.dtype))
         else HeaderEntry(tensor.name, "U8", [len(tensor.data)], len(tensor.data))
         for tensor in tensors
-    )
+    ]
+    large = sum(entry.length for entry in entries) >= CHUNK
+    return encode_header(entries, multiple_of=_PAGE if large else ALIGNMENT)

@@ -10,7 +10,8 @@ from typing import Any
 
 from unbroken.errors import DamagedError
 
-_ALIGNMENT = 64
+ALIGNMENT = 64
+"""Bytes of which a header's length is a multiple, at the least."""
 METADATA = "__metadata__"
 """Means something else than a tensor in a header."""
 
@@ -27,10 +28,13 @@ class HeaderEntry:
     """Bytes."""
 
 
-def encode_header(entries: Iterable[HeaderEntry], metadata: Mapping[str, str] | None = None) -> bytes:
+def encode_header(
+    entries: Iterable[HeaderEntry], metadata: Mapping[str, str] | None = None, *, multiple_of: int = ALIGNMENT
+) -> bytes:
     """The bytes before the first tensor, when the tensors follow in this order without gaps.
 
-    Their number is a multiple of 64: tensors sorted by the width of their elements, the widest first, are aligned.
+    Their number is a multiple of ``multiple_of``, a power of two from 64: tensors sorted by the width of their
+    elements, the widest first, are aligned.
     """
     fields: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
     at = 0
@@ -40,7 +44,7 @@ def encode_header(entries: Iterable[HeaderEntry], metadata: Mapping[str, str] | 
         }  # fmt: skip
         at += entry.length
     text = json.dumps(fields, separators=(",", ":")).encode()
-    padding = -(8 + len(text)) % _ALIGNMENT
+    padding = -(8 + len(text)) % multiple_of
     return struct.pack("<Q", len(text) + padding) + text + b" " * padding
 
 
