@@ -1,12 +1,15 @@
 """A small S3-like server that keeps bytes in memory, so that a benchmark measures its clients and not a database.
 
-It serves what the clients of the benchmarks ask for: buckets, put (``If-None-Match: *`` honoured), multipart uploads,
-ranged get, head, list and delete. It checks no signature and keeps nothing. Bodies go from the socket straight into
-memory that was touched before; a thread serves each connection, and holds no lock while bytes move.
+It serves what the clients of the benchmarks ask for: buckets, put (``If-None-Match: *`` honoured), copy, multipart
+uploads and their list, ranged get, head, list and delete. It checks no signature and keeps nothing. Bodies go from
+the socket straight into memory that was touched before; a thread serves each connection, and holds no lock while bytes
+move.
 
     python byte_server.py --capacity 5000000000
 
-prints its port, serves on 127.0.0.1, and ends when its standard input does.
+prints its port, serves on 127.0.0.1, and ends when its standard input does. With ``--forget`` the newest bytes take the
+place of the oldest once the memory is full, and objects that lost bytes are gone: several saves of a large state fit,
+of which only the newest is read. With ``--rate`` and ``--latency`` each connection is as slow as one to a far server.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -27,6 +31,10 @@ from prefault import prefaulted
 
 _HEAD_LIMIT = 64 << 10
 _PAGE_OF_KEYS = 1000
+_TIME = "1970-01-01T00:00:00.000Z"
+_OWN_MEMORY = 1 << 20
+"""Smaller bodies get memory of their own: what is written once and read later must not be forgotten for its size."""
+_PACED_BYTES = 256 << 10
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _REASONS = {
     200: "OK", 204: "No Content", 206: "Partial Content", 404: "Not Found", 412: "Precondition Failed",
@@ -34,41 +42,85 @@ _REASONS = {
 }  # fmt: skip
 
 
-class Arena:
-    """Memory whose pages are there before the first upload; what does not fit gets memory of its own."""
+@dataclass(frozen=True)
+class Block:
+    """Bytes of a body, and where they lie on the endless tape that the arena's memory is a window of."""
 
-    def __init__(self, capacity: int) -> None:
+    memory: memoryview
+    begins: int = -1
+    """-1 for memory of its own."""
+
+
+class Arena:
+    """Memory whose pages are there before the first upload.
+
+    Args:
+        capacity: bytes.
+        forget: begin again at the start once it is full; else what does not fit gets memory of its own.
+    """
+
+    def __init__(self, capacity: int, *, forget: bool = False) -> None:
         self._view = memoryview(prefaulted(capacity))
-        self._used = 0
+        self._forget = forget
+        self._end = 0
         self._lock = threading.Lock()
 
-    def take(self, size: int) -> memoryview:
+    def take(self, size: int) -> Block:
         """``size`` bytes, writable."""
+        room, capacity = -(-size // 4096) * 4096, len(self._view)
         with self._lock:
-            start = self._used
-            if start + size > len(self._view):
-                return memoryview(bytearray(size))
-            self._used += -(-size // 4096) * 4096
-        return self._view[start : start + size]
+            begins = self._end
+            if begins % capacity + room > capacity:
+                begins = -(-begins // capacity) * capacity  # bytes of one body lie together
+            if size < _OWN_MEMORY or room > capacity or (begins >= capacity and not self._forget):
+                return Block(memoryview(bytearray(size)))
+            self._end = begins + room
+        start = begins % capacity
+        return Block(self._view[start : start + size], begins)
+
+    def holds(self, block: Block) -> bool:
+        """Whether these bytes are still what was written there."""
+        return block.begins < 0 or block.begins >= self._end - len(self._view)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a connection is: bytes per second in either direction (0: no limit), and seconds before each answer."""
+
+    rate: float = 0.0
+    latency: float = 0.0
+
+    def hold(self, began: float, moved: int) -> None:
+        """Wait until ``moved`` bytes may have passed since ``began``."""
+        if self.rate and (early := began + moved / self.rate - time.monotonic()) > 0:
+            time.sleep(early)
 
 
 @dataclass(frozen=True)
 class Object:
     """A stored object: its bytes in one or more pieces."""
 
-    pieces: list[memoryview]
+    pieces: list[Block]
     etag: str
 
     @property
     def size(self) -> int:
-        return sum(len(piece) for piece in self.pieces)
+        return sum(len(piece.memory) for piece in self.pieces)
 
     def cut(self, start: int, end: int) -> Iterator[memoryview]:
         """The bytes from ``start`` up to ``end``."""
         at = 0
         for piece in self.pieces:
-            yield piece[max(0, start - at) : max(0, end - at)]
-            at += len(piece)
+            yield piece.memory[max(0, start - at) : max(0, end - at)]
+            at += len(piece.memory)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A multipart upload that is not complete."""
+
+    key: str
+    parts: dict[int, Block] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,8 +128,9 @@ class Bucket:
     """What the server holds. ``lock`` guards the tables, never the bytes."""
 
     arena: Arena
+    pace: Pace = field(default_factory=Pace)
     objects: dict[str, Object] = field(default_factory=dict)
-    uploads: dict[str, dict[int, memoryview]] = field(default_factory=dict)
+    uploads: dict[str, Upload] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -90,7 +143,12 @@ class Request:
     """With the bucket's name before it; a bucket itself has no ``/``."""
     query: dict[str, str]
     headers: dict[str, str]
-    body: memoryview
+    body: Block
+
+    @property
+    def text(self) -> str:
+        """The body of a request that carries XML."""
+        return bytes(self.body.memory).decode()
 
 
 @dataclass(frozen=True)
@@ -106,8 +164,11 @@ def main() -> None:
     """Serve until standard input ends."""
     parser = argparse.ArgumentParser(description="serve S3-like objects from memory on 127.0.0.1")
     parser.add_argument("--capacity", type=int, default=0, help="bytes of memory to make ready before serving")
+    parser.add_argument("--forget", action="store_true", help="let new bytes take the place of the oldest")
+    parser.add_argument("--rate", type=float, default=0.0, help="bytes per second of each connection")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     options = parser.parse_args()
-    bucket = Bucket(Arena(options.capacity))
+    bucket = Bucket(Arena(options.capacity, forget=options.forget), Pace(options.rate, options.latency))
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     threading.Thread(target=accept, args=(listener, bucket), daemon=True).start()
     print(listener.getsockname()[1], flush=True)
@@ -128,15 +189,16 @@ def serve(connection: socket.socket, bucket: Bucket) -> None:
     received = bytearray()
     with connection:
         try:
-            while (request := _read_request(connection, received, bucket.arena)) is not None:
+            while (request := _read_request(connection, received, bucket)) is not None:
                 reply = answer(bucket, request)
-                _send(connection, reply, head_only=request.method == "HEAD")
+                time.sleep(bucket.pace.latency)
+                _send(connection, reply, bucket.pace, head_only=request.method == "HEAD")
         except (ConnectionError, ValueError) as error:
             if not isinstance(error, ConnectionError):
                 print(f"connection given up: {error}", file=sys.stderr, flush=True)
 
 
-def _read_request(connection: socket.socket, received: bytearray, arena: Arena) -> Request | None:
+def _read_request(connection: socket.socket, received: bytearray, bucket: Bucket) -> Request | None:
     while (end := received.find(b"\r\n\r\n")) < 0:
         data = connection.recv(_HEAD_LIMIT)
         if not data:
@@ -152,39 +214,48 @@ def _read_request(connection: socket.socket, received: bytearray, arena: Arena) 
         raise ValueError("a body in chunks is not read by this server")
     if headers.get("expect", "").lower() == "100-continue":
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-    body = _read_body(connection, received, arena.take(int(headers.get("content-length", "0"))))
+    body = bucket.arena.take(int(headers.get("content-length", "0")))
+    _read_body(connection, received, body.memory, bucket.pace)
     parts = urlsplit(target)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     return Request(method, unquote(parts.path).strip("/"), query, headers, body)
 
 
-def _read_body(connection: socket.socket, received: bytearray, body: memoryview) -> memoryview:
+def _read_body(connection: socket.socket, received: bytearray, body: memoryview, pace: Pace) -> None:
     already = min(len(received), len(body))
     body[:already] = received[:already]
     del received[:already]
+    began = time.monotonic()
+    # All in one call: this thread asks for the interpreter's lock once for a body, not once for each packet.
+    most = _PACED_BYTES if pace.rate else len(body)
     while already < len(body):
-        # All in one call: this thread asks for the interpreter's lock once for a body, not once for each packet.
-        count = connection.recv_into(body[already:], 0, socket.MSG_WAITALL)
+        count = connection.recv_into(body[already : already + most], 0, socket.MSG_WAITALL)
         if not count:
             raise ConnectionResetError("the client left in the middle of a body")
         already += count
-    return body
+        pace.hold(began, already)
 
 
-def _send(connection: socket.socket, reply: Reply, *, head_only: bool) -> None:
+def _send(connection: socket.socket, reply: Reply, pace: Pace, *, head_only: bool) -> None:
     headers = {"Content-Length": str(sum(len(piece) for piece in reply.body)), **reply.headers}
     lines = [f"HTTP/1.1 {reply.status} {_REASONS[reply.status]}", *(f"{name}: {headers[name]}" for name in headers)]
     connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-    if not head_only:
-        for piece in reply.body:
-            connection.sendall(piece)
+    if head_only:
+        return
+    began, sent = time.monotonic(), 0
+    for piece in reply.body:
+        most = _PACED_BYTES if pace.rate else max(1, len(piece))
+        for at in range(0, len(piece), most):
+            connection.sendall(piece[at : at + most])
+            sent += min(most, len(piece) - at)
+            pace.hold(began, sent)
 
 
 def answer(bucket: Bucket, request: Request) -> Reply:
     """Do what a request asks for."""
     if "/" not in request.key:
         if request.method == "GET":
-            return _list(bucket, request)
+            return _list_uploads(bucket) if "uploads" in request.query else _list(bucket, request)
         return _delete_several(bucket, request) if "delete" in request.query else Reply(200)
     match request.method:
         case "GET" | "HEAD":
@@ -203,6 +274,9 @@ def answer(bucket: Bucket, request: Request) -> Reply:
 
 
 def _put(bucket: Bucket, request: Request) -> Reply:
+    source = request.headers.get("x-amz-copy-source")
+    if source is not None:
+        return _copy(bucket, request, unquote(source).strip("/"))
     new = Object([request.body], _etag())
     with bucket.lock:
         if request.headers.get("if-none-match") == "*" and request.key in bucket.objects:
@@ -211,10 +285,19 @@ def _put(bucket: Bucket, request: Request) -> Reply:
     return Reply(200, headers={"ETag": new.etag})
 
 
+def _copy(bucket: Bucket, request: Request, source: str) -> Reply:
+    with bucket.lock:
+        found = bucket.objects.get(source)
+        if found is None:
+            return _error(404, "NoSuchKey")
+        bucket.objects[request.key] = found
+    return _xml("CopyObjectResult", f"<ETag>{escape(found.etag)}</ETag><LastModified>{_TIME}</LastModified>")
+
+
 def _begin(bucket: Bucket, request: Request) -> Reply:
     upload = secrets.token_hex(8)
     with bucket.lock:
-        bucket.uploads[upload] = {}
+        bucket.uploads[upload] = Upload(request.key)
     name, _, key = request.key.partition("/")
     ids = f"<Bucket>{escape(name)}</Bucket><Key>{escape(key)}</Key><UploadId>{upload}</UploadId>"
     return _xml("InitiateMultipartUploadResult", ids)
@@ -222,20 +305,20 @@ def _begin(bucket: Bucket, request: Request) -> Reply:
 
 def _put_part(bucket: Bucket, request: Request) -> Reply:
     with bucket.lock:
-        parts = bucket.uploads.get(request.query["uploadId"])
-        if parts is None:
+        upload = bucket.uploads.get(request.query["uploadId"])
+        if upload is None:
             return _error(404, "NoSuchUpload")
-        parts[int(request.query["partNumber"])] = request.body
+        upload.parts[int(request.query["partNumber"])] = request.body
     return Reply(200, headers={"ETag": _etag()})
 
 
 def _complete(bucket: Bucket, request: Request) -> Reply:
-    named = [int(number) for number in re.findall(rb"<PartNumber>(\d+)</PartNumber>", bytes(request.body))]
+    named = [int(number) for number in re.findall(r"<PartNumber>(\d+)</PartNumber>", request.text)]
     with bucket.lock:
-        parts = bucket.uploads.pop(request.query["uploadId"], None)
-        if parts is None or sorted(parts) != named:
-            return _error(404, "NoSuchUpload" if parts is None else "InvalidPart")
-        new = bucket.objects[request.key] = Object([parts[number] for number in named], _etag())
+        upload = bucket.uploads.pop(request.query["uploadId"], None)
+        if upload is None or sorted(upload.parts) != named:
+            return _error(404, "NoSuchUpload" if upload is None else "InvalidPart")
+        new = bucket.objects[request.key] = Object([upload.parts[number] for number in named], _etag())
     name, _, key = request.key.partition("/")
     return _xml(
         "CompleteMultipartUploadResult",
@@ -245,7 +328,7 @@ def _complete(bucket: Bucket, request: Request) -> Reply:
 
 def _get(bucket: Bucket, request: Request) -> Reply:
     found = bucket.objects.get(request.key)
-    if found is None:
+    if found is None or not all(bucket.arena.holds(piece) for piece in found.pieces):
         return _error(404, "NoSuchKey")
     headers = {
         "ETag": found.etag, "Accept-Ranges": "bytes", "Last-Modified": "Thu, 01 Jan 1970 00:00:00 GMT",
@@ -253,7 +336,7 @@ def _get(bucket: Bucket, request: Request) -> Reply:
     }  # fmt: skip
     wanted = _RANGE.fullmatch(request.headers.get("range", ""))
     if wanted is None:
-        return Reply(200, found.pieces, headers)
+        return Reply(200, [piece.memory for piece in found.pieces], headers)
     start, end = int(wanted[1]), min(int(wanted[2] or found.size), found.size - 1) + 1
     if start >= found.size:
         return _error(416, "InvalidRange")
@@ -269,7 +352,7 @@ def _list(bucket: Bucket, request: Request) -> Reply:
     keys = sorted(key for key in everything if key.startswith(query.get("prefix", "")) and key > after)
     page, more = keys[:_PAGE_OF_KEYS], len(keys) > _PAGE_OF_KEYS
     entries = "".join(
-        f"<Contents><Key>{escape(key)}</Key><LastModified>1970-01-01T00:00:00.000Z</LastModified>"
+        f"<Contents><Key>{escape(key)}</Key><LastModified>{_TIME}</LastModified>"
         f"<ETag>{escape(everything[key].etag)}</ETag><Size>{everything[key].size}</Size></Contents>"
         for key in page
     )
@@ -281,8 +364,17 @@ def _list(bucket: Bucket, request: Request) -> Reply:
     )
 
 
+def _list_uploads(bucket: Bucket) -> Reply:
+    with bucket.lock:
+        open_ones = {upload: about.key.partition("/")[2] for upload, about in bucket.uploads.items()}
+    entries = "".join(
+        f"<Upload><Key>{escape(key)}</Key><UploadId>{upload}</UploadId></Upload>" for upload, key in open_ones.items()
+    )
+    return _xml("ListMultipartUploadsResult", f"<IsTruncated>false</IsTruncated>{entries}")
+
+
 def _delete_several(bucket: Bucket, request: Request) -> Reply:
-    named = re.findall(r"<Key>([^<]*)</Key>", bytes(request.body).decode())
+    named = re.findall(r"<Key>([^<]*)</Key>", request.text)
     with bucket.lock:
         for key in named:
             bucket.objects.pop(f"{request.key}/{unescape(key)}", None)

@@ -1,6 +1,6 @@
-"""What a save and a restore cost: Unbroken beside torch.save and boto3, on the same server in the same run.
+"""What a save and a restore cost a training: Unbroken and its peers, on the same store, in the same run.
 
-    python benchmarks/save_restore.py --size 1GB --repetitions 5 --store s3 --out results.json
+    python benchmarks/save_restore.py --size 1GB --store s3 --loop overlap --out results.json --plot results.svg
 
 README.md beside this file says what is measured and how to read it.
 """
@@ -8,30 +8,26 @@ README.md beside this file says what is measured and how to read it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
+import math
 import re
 import statistics
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
-from results import host_facts, print_table, samples_of, summary
-from servers import BUCKET, running_server
+from bars import draw
+from methods import METHODS
+from repetition import MethodFailedError, Repetition, TornError
+from results import host_facts, print_table, summary_of
 
-_PROCESS_SECONDS = 900.0
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-_METHODS = {"s3": ["unbroken", "naive", "naive-tuned"], "folder": ["unbroken", "naive"]}
-
-
-class TornError(Exception):
-    """What was restored is not what was saved."""
+_FEWEST_STEPS = 6
+_PERIOD = {False: 3.5, True: 7.0}
+"""Seconds from save to save for each GB of state: near, and far."""
+_SHORTEST_PERIOD = 2.0
 
 
 def main() -> None:
@@ -41,6 +37,8 @@ def main() -> None:
     print_table(result)
     if options.out:
         Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    if options.plot:
+        Path(options.plot).write_text(draw(result), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
@@ -48,14 +46,28 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", type=parse_size, default="1GB", help="of the state; tensors have 64 MiB")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--saves", type=int, default=3, help="in each repetition; at least 2")
-    parser.add_argument("--store", choices=sorted(_METHODS), default="s3")
+    parser.add_argument("--store", choices=["folder", "s3"], default="s3")
+    parser.add_argument("--loop", choices=["overlap", "short"], default="overlap", help="forward and backward of twice "
+                        "the time of a copy before each optimizer's step, or none")  # fmt: skip
+    parser.add_argument("--far", action="store_true", help="90 MB/s and 20 ms for each connection to the S3 server")
+    parser.add_argument("--frozen", type=float, default=0.0, help="share of the layers that is not trained")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=None, help="names, with commas between")
+    parser.add_argument(
+        "--period", type=float, default=0.0, help="seconds from save to save; by the size, if not given"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="leave out the repetition that watches memory")
     parser.add_argument("--server", choices=["memory", "weed"], default="memory", help="which S3 server to start")
     parser.add_argument("--signed", action="store_true", help="sign the bodies of puts, on both sides")
     parser.add_argument("--folder", default="", help="where the folder store is made; the temporary folder by default")
     parser.add_argument("--out", default="", help="write every sample here, as JSON")
+    parser.add_argument("--plot", default="", help="draw the result here, as SVG")
     options = parser.parse_args()
-    if options.saves < 2 or options.repetitions < 1:
-        parser.error("at least 2 saves and 1 repetition")
+    if options.saves < 2 or options.repetitions < 1 or not 0 <= options.frozen < 1:
+        parser.error("at least 2 saves and 1 repetition; --frozen from 0 up to 1")
+    if options.far and (options.store, options.server) != ("s3", "memory"):
+        parser.error("--far is a property of the memory server: --store s3 --server memory")
+    if unknown := set(options.methods or []) - set(METHODS):
+        parser.error(f"no such method: {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
     return options
 
 
@@ -69,109 +81,101 @@ def parse_size(text: str) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the repetitions, each with every method in turn, so that a noisy minute falls on all of them."""
-    methods = _METHODS[options.store]
     begun, before = datetime.now(UTC), host_facts()
-    copies: list[dict[str, Any]] = []
-    saved: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-    restored: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-    for repetition in range(options.repetitions):
-        copies.append(_run_trainer(options, {"role": "memcpy"}, {}))
-        for method in methods[repetition % len(methods) :] + methods[: repetition % len(methods)]:
-            print(f"repetition {repetition + 1} of {options.repetitions}: {method}", file=sys.stderr, flush=True)
-            one_saved, one_restored = _save_and_restore(options, method)
-            saved[method].append(one_saved)
-            restored[method].append(one_restored)
-    warm = statistics.median(copy["warm"] for copy in copies)
+    names, skipped = _chosen(options)
+    repetition = Repetition(options)
+    probes = [repetition.probe()]
+    steps = _steps_between(options, probes[0])
+    samples: dict[str, dict[str, Any]] = {
+        name: {"saved": [], "restored": [], "memory": None, "torn": 0, "left": []} for name in names
+    }
+    for number in range(options.repetitions):
+        probes += [repetition.probe()] if number else []
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            _say(f"repetition {number + 1} of {options.repetitions}: {name}")
+            _measure_one(repetition, name, samples, skipped, steps, probes[0]["rows"])
+    if not options.no_memory:
+        for name in names:
+            _say(f"memory: {name}")
+            _measure_one(repetition, name, samples, skipped, steps, probes[0]["rows"], watched=True)
+    warm = statistics.median(probe["warm"] for probe in probes)
     return {
-        "date": begun.isoformat(timespec="seconds"),
-        "host": before,
-        "setup": _setup(options, copies[0]),
-        "memcpy": {
-            "warm_s": round(warm, 4), "fresh_s": round(statistics.median(copy["fresh"] for copy in copies), 4),
-        },
-        "methods": {method: _about(saved[method], restored[method], warm) for method in methods},
+        "date": begun.isoformat(timespec="seconds"), "host": before,
+        "setup": _setup(options, probes[0], steps),
+        "memcpy": {"warm_s": warm, "fresh_s": statistics.median(probe["fresh"] for probe in probes)},
+        "methods": {name: {"summary": summary_of(samples[name], warm), **samples[name]} for name in samples},
+        "skipped": skipped,
     }  # fmt: skip
 
 
-def _about(saved: list[dict[str, Any]], restored: list[dict[str, Any]], memcpy: float) -> dict[str, Any]:
-    """One method's part of the result."""
-    saves = [save for repetition in saved for save in repetition["saves"]]
-    return {
-        "summary": summary(samples_of(saved, restored), memcpy),
-        "stored_bytes": statistics.median_low([save["stored"] for save in saves]),
-        "baseline_step_s": round(statistics.median(repetition["baseline_step"] for repetition in saved), 4),
-        "saves": [repetition["saves"] for repetition in saved],
-        "restores": restored,
-    }
-
-
-def _setup(options: argparse.Namespace, facts: dict[str, Any]) -> dict[str, Any]:
-    s3 = options.store == "s3"
-    payload = f"plain http, bodies {'signed' if options.signed else 'not signed'} on both sides" if s3 else "fsync"
-    return {
-        "store": f"S3 ({options.server} server)" if s3 else "a folder",
-        "payload": payload,
-        "repetitions": options.repetitions,
-        "saves": options.saves,
-        "state_bytes": facts["bytes"],
-        "torch": facts["torch"],
-        "torch_threads": facts["torch_threads"],
-        "boto3": boto3.__version__,
-    }
-
-
-def _save_and_restore(options: argparse.Namespace, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One repetition of a method: a process that saves, another that restores, on an empty store."""
-    with _empty_store(options) as (where, environment):
-        plan = {"method": method, **where}
-        saved = _run_trainer(options, {**plan, "role": "save", "seed": 1}, environment)
-        restored = _run_trainer(options, {**plan, "role": "restore", "seed": 2}, environment)
-    check_restored(method, saved.pop("digests"), restored.pop("digests"))
-    return saved, restored
-
-
-def check_restored(method: str, saved: list[str], restored: list[str]) -> None:
-    """Compare the digests of every tensor at the save's step boundary with those after the restore.
+def _measure_one(
+    repetition: Repetition, name: str, samples: dict[str, dict[str, Any]], skipped: dict[str, str],
+    steps: int, rows: int, *, watched: bool = False,
+) -> None:  # fmt: skip
+    """One repetition of one method. A peer that fails is out, with the reason; so is what it has measured until then.
 
     Raises:
-        TornError: they differ: the snapshot was torn, or the wrong one was loaded.
+        TornError: what was restored by Unbroken is not what was saved.
+        MethodFailedError: Unbroken did not work.
     """
-    wrong = [number for number, pair in enumerate(zip(saved, restored, strict=False)) if pair[0] != pair[1]]
-    if wrong or len(saved) != len(restored) or not saved:
-        raise TornError(f"{method}: {len(saved)} tensors were saved, {len(restored)} restored; differing: {wrong}")
+    if name not in samples:
+        return
+    mine = samples[name]
+    try:
+        one = repetition.run(name, every=steps, rows=rows, watched=watched)
+    except MethodFailedError as error:
+        if METHODS[name].ours:
+            raise
+        skipped[name] = f"failed: {error.reason}"
+        _say(f"{name} {skipped[name]}")
+        del samples[name]
+        return
+    if one["torn"]:
+        if METHODS[name].ours:
+            raise TornError(f"{name}: {one['torn']}")
+        _say(f"{name}: torn: {one['torn']}")
+        mine["torn"] += 1
+    if watched:
+        mine["memory"] = one["memory"]
+        return
+    mine["saved"].append(one["saved"])
+    mine["restored"].append(one["restored"])
+    mine["left"].append(one["left"])
 
 
-@contextlib.contextmanager
-def _empty_store(options: argparse.Namespace) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
-    """A store that nothing was written to: where it is, and the environment that leads to it."""
-    if options.store == "folder":
-        with tempfile.TemporaryDirectory(prefix="unbroken-benchmark-", dir=options.folder or None) as folder:
-            yield {"uri": str(Path(folder, "run")), "folder": folder}, {}
-    else:
-        capacity = options.size * (options.saves + 1)
-        with running_server(options.server, capacity) as environment:
-            unsigned = "false" if options.signed else "true"
-            yield {"uri": f"s3://{BUCKET}/run", "folder": ""}, {**environment, "AWS_UNSIGNED_PAYLOAD": unsigned}
+def _chosen(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """The methods to measure; and those that cannot be, with the reason, which is said at once."""
+    wanted = [
+        name for name in METHODS if name in (options.methods or METHODS) and options.store in METHODS[name].stores
+    ]
+    skipped = {name: METHODS[name].missing for name in wanted if METHODS[name].missing}
+    for name, reason in skipped.items():
+        _say(f"{name} skipped: {reason}")
+    return [name for name in wanted if name not in skipped], skipped
 
 
-def _run_trainer(options: argparse.Namespace, plan: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """Run a measured process of its own."""
-    whole = {"method": "", "seed": 0, "size": options.size, "saves": options.saves, "signed": options.signed, **plan}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "UNBROKEN_"))}
-    with tempfile.TemporaryDirectory(prefix="unbroken-benchmark-") as name:
-        folder = Path(name)
-        (folder / "plan.json").write_text(json.dumps(whole))
-        with (folder / "log.txt").open("w+") as log:
-            done = subprocess.run(
-                [sys.executable, str(Path(__file__).with_name("trainer.py")), "plan.json", "result.json"],
-                cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=_PROCESS_SECONDS, check=False,
-                env={**kept, **environment, "AWS_EC2_METADATA_DISABLED": "true"},
-            )  # fmt: skip
-            if done.returncode:
-                log.seek(0)
-                raise RuntimeError(f"{plan} ended with {done.returncode}:\n{log.read()[-5000:]}")
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
+def _steps_between(options: argparse.Namespace, probe: dict[str, Any]) -> int:
+    """Steps from save to save: enough for a save to be durable, and for steps after it that no save touches."""
+    period = options.period or max(_SHORTEST_PERIOD, _PERIOD[options.far] * options.size / 1e9)
+    return max(_FEWEST_STEPS, math.ceil(period / probe["step"]))
+
+
+def _setup(options: argparse.Namespace, probe: dict[str, Any], steps: int) -> dict[str, Any]:
+    s3 = options.store == "s3"
+    payload = f"plain http, bodies {'signed' if options.signed else 'not signed'} on both sides" if s3 else "fsync"
+    far = ", 90 MB/s and 20 ms for each connection" if options.far else ""
+    return {
+        "store": f"S3 ({options.server} server{far})" if s3 else "a folder", "payload": payload,
+        "loop": options.loop, "rows": probe["rows"], "step_s": probe["step"],
+        "forward_backward_s": probe["forward_backward"], "steps_between": steps, "frozen": options.frozen,
+        "repetitions": options.repetitions, "saves": options.saves, "state_bytes": probe["bytes"],
+        "trained_bytes": probe["trained_bytes"], "tensors": probe["tensors"],
+        "torch": probe["torch"], "torch_threads": probe["torch_threads"], "boto3": boto3.__version__,
+    }  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,18 @@ from botocore.exceptions import BotoCoreError, ClientError
 BUCKET = "unbroken-benchmarks"
 _KEY, _SECRET, _REGION = "benchmark-key", "benchmark-secret", "us-east-1"
 _START_SECONDS = 60.0
+FAR_RATE, FAR_LATENCY = 90e6, 0.02
 
 
 @contextlib.contextmanager
-def running_server(name: str, capacity: int) -> Iterator[dict[str, str]]:
+def running_server(name: str, capacity: int, *, forget: bool = False, far: bool = False) -> Iterator[dict[str, str]]:
     """Run a fresh, empty server with one bucket, and end it.
 
     Args:
         name: ``"memory"`` or ``"weed"``.
         capacity: bytes that will be stored; the byte server makes so much memory ready before it serves.
+        forget: let the byte server replace its oldest bytes once ``capacity`` is full.
+        far: make each connection of the byte server as slow as one to a far S3: 90 MB/s, 20 ms before each answer.
 
     Yields:
         the environment variables with which any S3 client finds it.
@@ -38,7 +41,7 @@ def running_server(name: str, capacity: int) -> Iterator[dict[str, str]]:
     Raises:
         RuntimeError: it did not serve within a minute.
     """
-    start = _memory(capacity) if name == "memory" else _weed()
+    start = _memory(capacity, forget=forget, far=far) if name == "memory" else _weed()
     with start as (port, process):
         environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
@@ -51,8 +54,10 @@ def running_server(name: str, capacity: int) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _memory(capacity: int) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+def _memory(capacity: int, *, forget: bool, far: bool) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     command = [sys.executable, str(Path(__file__).with_name("byte_server.py")), "--capacity", str(capacity)]
+    command += ["--forget"] if forget else []
+    command += ["--rate", str(FAR_RATE), "--latency", str(FAR_LATENCY)] if far else []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -10,42 +10,77 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import with_torch_save
-import with_unbroken
+from loop import Loop
+from method import Place
+from methods import METHODS
 from prefault import touch_memory
-from training_state import Training
+from training_state import Training, rows_for
 
 _COPIES = 7
-_MEMORY = {"memcpy": 1.5, "save": 2.5, "restore": 2.0}
+_STEPS = 5
+_LONGER_THAN_COPY = 2.0
+_SETTLE_SECONDS = 0.3
+_MEMORY = {"probe": 1.5, "save": 2.5, "restore": 2.0}
 """States' worth of fresh memory that is used while a role is measured: copies, staging slots, a file's cached pages."""
 
 
 def main() -> None:
     """``trainer.py PLAN RESULT``."""
     plan = json.loads(Path(sys.argv[1]).read_text())
-    result = _measure(plan)
+    result = {"probe": _probe, "save": _save, "restore": _restore}[plan["role"]](plan)
     Path(sys.argv[2]).write_text(json.dumps(result))
 
 
-def _measure(plan: dict[str, Any]) -> dict[str, Any]:
-    role, method = plan["role"], plan["method"]
-    training = Training(plan["size"], seed=plan["seed"], stepped=role != "restore")
-    states = _MEMORY[role] + (plan["saves"] if role == "save" and plan["folder"] else 0)
+def _save(plan: dict[str, Any]) -> dict[str, Any]:
+    training = _training(plan, rows=plan["rows"])
+    place = Place(plan["folder"], plan["signed"])
+    saving = METHODS[plan["method"]].make(place, training)
+    loop = Loop(saving, training, place, every=plan["every"], saves=plan["saves"])
+    return loop.run(settle=plan["watched"])
+
+
+def _restore(plan: dict[str, Any]) -> dict[str, Any]:
+    training = _training(plan, rows=0)
+    before = training.size
+    saving = METHODS[plan["method"]].make(Place(plan["folder"], plan["signed"]), training)
+    time.sleep(_SETTLE_SECONDS if plan["watched"] else 0.0)
+    opened = time.monotonic()
+    took = saving.restore()
+    ended = time.monotonic()
+    return {
+        **took, "digests": training.digests(), "opened": opened, "ended": ended, "grew": training.size - before,
+    }  # fmt: skip
+
+
+def _probe(plan: dict[str, Any]) -> dict[str, Any]:
+    """What this machine does with such a state: seconds of a copy and of a step, and the batch that suits the loop."""
+    training = _training(plan, rows=0)
+    fresh, warm = _memcpy(training)
+    facts = {"bytes": training.size, "trained_bytes": training.trained_size, "tensors": len(list(training.tensors()))}
+    del training
+    rows = rows_for(plan["size"], _LONGER_THAN_COPY * warm if plan["loop"] == "overlap" else 0.0, frozen=plan["frozen"])
+    training = Training(plan["size"], seed=0, rows=rows, frozen=plan["frozen"])
+    whole, compute = [], []
+    for _ in range(_STEPS):
+        whole.append(training.timed_step())
+        began = time.monotonic()
+        training.forward_backward()
+        compute.append(time.monotonic() - began)
+    return {
+        **facts, "fresh": fresh, "warm": warm, "rows": rows, "step": statistics.median(whole),
+        "forward_backward": statistics.median(compute), "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def _training(plan: dict[str, Any], *, rows: int) -> Training:
+    training = Training(plan["size"], seed=plan["seed"], rows=rows, frozen=plan["frozen"])
+    states = _MEMORY[plan["role"]] + (plan["saves"] if plan["role"] == "save" and plan["folder"] else 0)
     touch_memory(round(states * plan["size"]))
-    facts = {"bytes": training.size, "torch": torch.__version__, "torch_threads": torch.get_num_threads()}
-    if role == "memcpy":
-        return {**facts, **_memcpy(training)}
-    if method == "unbroken":
-        if role == "save":
-            return {**facts, **with_unbroken.save(plan["uri"], training, plan["saves"])}
-        return with_unbroken.restore(plan["uri"], training)
-    how = {"tuned": method == "naive-tuned", "signed": plan["signed"]}
-    if role == "save":
-        return {**facts, **with_torch_save.save(plan["folder"], training, plan["saves"], **how)}
-    return with_torch_save.restore(plan["folder"], training, **how)
+    return training
 
 
-def _memcpy(training: Training) -> dict[str, Any]:
+def _memcpy(training: Training) -> tuple[float, float]:
     """Seconds to copy the state once: into fresh memory, and (median) into memory that is there already."""
     sources = list(training.tensors())
     targets = [torch.empty_like(source) for source in sources]
@@ -55,7 +90,7 @@ def _memcpy(training: Training) -> dict[str, Any]:
         for source, target in zip(sources, targets, strict=True):
             target.copy_(source)
         seconds.append(time.monotonic() - began)
-    return {"fresh": seconds[0], "warm": statistics.median(seconds[1:])}
+    return seconds[0], statistics.median(seconds[1:])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The training that the benchmarks save: a model and AdamW, whose step changes every tensor."""
+"""The training that the benchmarks save: dense layers and AdamW, whose step changes every tensor that is trained."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -12,57 +13,78 @@ import torch
 import xxhash
 
 TENSOR_BYTES = 64 << 20
-_STATES = 3  # each parameter has two moments of its size
+_MOMENTS = 2
+_FEWEST_WITH_FROZEN = 10
 
 
-def tensor_bytes(size: int) -> tuple[int, int]:
-    """How many parameters, and how many bytes each tensor has, for a state of about ``size`` bytes.
+def layers(size: int, frozen: float = 0.0) -> tuple[int, int, int]:
+    """How many layers there are, how many of them are trained, and the side of their square matrices.
 
-    Tensors have 64 MiB: with small ones an allocator that hands out the same memory again flatters whoever uses it.
-    Only a state that is smaller than three of them has smaller ones.
+    Matrices have 64 MiB: with small tensors an allocator that hands out the same memory again flatters whoever uses
+    it. Only a state that is too small for three of them has smaller ones.
+
+    Args:
+        size: bytes of the state: float32 matrices, and two moments of the same size for each trained one.
+        frozen: share of the layers that is not trained.
     """
-    if size < _STATES * TENSOR_BYTES:
-        return 1, size // _STATES // 4 * 4
-    return round(size / (_STATES * TENSOR_BYTES)), TENSOR_BYTES
+    each = 1 + _MOMENTS * (1 - frozen)
+    count = max(_FEWEST_WITH_FROZEN if frozen else 1, round(size / (each * TENSOR_BYTES)))
+    trained = max(1, round(count * (1 - frozen)))
+    length = min(TENSOR_BYTES, size // (count + _MOMENTS * trained))
+    return count, trained, math.isqrt(length // 4)
 
 
 class Training:
-    """Parameters, and their AdamW moments, of about ``size`` bytes together.
+    """Layers, and the AdamW moments of those that are trained, of about ``size`` bytes together.
+
+    Forward and backward are the three products of matrices that a dense layer costs, into memory that exists: a loop
+    that asks the system for new pages in each step would drown what a save costs, and so does an optimizer with
+    temporaries, for which AdamW is fused here.
 
     Args:
         size: bytes of the state.
         seed: of the values.
-        stepped: whether to take the first step, which makes the moments. A program that resumes has none yet.
+        rows: of the batch; 0: no forward and backward, the optimizer's step alone.
+        frozen: share of the layers that is not trained; those are the first ones.
     """
 
-    def __init__(self, size: int, *, seed: int, stepped: bool) -> None:
+    def __init__(self, size: int, *, seed: int, rows: int = 0, frozen: float = 0.0) -> None:
         torch.manual_seed(seed)
-        count, length = tensor_bytes(size)
-        self.model = torch.nn.ParameterList(torch.randn(length // 4) for _ in range(count))
-        # Fused: a step without temporaries, whose page faults would drown what a save costs.
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True)
-        self.newest_digests: list[str] = []
-        """Of the tensors after the last timed step."""
-        if stepped:
-            for parameter in self.model.parameters():
-                parameter.grad = torch.randn_like(parameter)
-            self.step()
-
-    def step(self) -> None:
-        """One optimizer step: every parameter and every moment changes, in place."""
-        self.optimizer.step()
-
-    def baseline(self, steps: int) -> float:
-        """Mean seconds of a step while nothing is saved."""
-        self.timed_step()  # the first one pays for what it finds cold
-        return statistics.mean([self.timed_step() for _ in range(steps)])
+        count, trained, side = layers(size, frozen)
+        self.model = torch.nn.ParameterList(torch.randn(side, side) / math.sqrt(side) for _ in range(count))
+        for parameter in list(self.model.parameters())[: count - trained]:
+            parameter.requires_grad_(False)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in self.trained:
+            parameter.grad = torch.randn_like(parameter) / side
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-3, fused=True)
+        self._values = [torch.randn(rows, side) for _ in range(count + 1)]
+        self._errors = [torch.randn(rows, side) / side for _ in range(2)]
+        self.optimizer.step()  # makes the moments
 
     def timed_step(self) -> float:
-        """Do a step and keep its digests, all of it the loop's own work; returns the seconds it took."""
+        """Forward, backward, and a step of the optimizer; returns the seconds they took."""
         began = time.monotonic()
-        self.step()
-        self.newest_digests = self.digests()
+        self.forward_backward()
+        self.optimizer.step()
         return time.monotonic() - began
+
+    def forward_backward(self) -> None:
+        """Read every layer and write every gradient. Changes nothing of the state."""
+        if not len(self._values[0]):
+            return
+        with torch.no_grad():
+            weights = list(self.model.parameters())
+            for number, weight in enumerate(weights):
+                torch.mm(self._values[number], weight.T, out=self._values[number + 1])
+                self._values[number + 1].tanh_()
+            error, other = self._errors
+            for number in reversed(range(len(weights))):
+                if weights[number].grad is None:
+                    break  # the frozen layers come first: nothing before them needs the error
+                torch.mm(error.T, self._values[number], out=weights[number].grad)
+                torch.mm(error, weights[number], out=other)
+                error, other = other, error
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor of the state, in an order that is always the same."""
@@ -76,12 +98,17 @@ class Training:
         """Bytes of the state."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
+    @property
+    def trained_size(self) -> int:
+        """Bytes of the state that a step changes."""
+        return self.size - sum(each.numel() * each.element_size() for each in self.model if not each.requires_grad)
+
     def digests(self) -> list[str]:
         """A digest of each tensor's bytes as they are now."""
         return [_digest(tensor) for tensor in self.tensors()]
 
     def state(self) -> dict[str, Any]:
-        """What the naive recipe hands to ``torch.save``."""
+        """What a recipe with ``torch.save`` keeps."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -93,6 +120,23 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
+
+
+def rows_for(size: int, seconds: float, *, frozen: float = 0.0) -> int:
+    """How large a batch makes forward and backward last about so long here; 0 for 0 seconds."""
+    if not seconds:
+        return 0
+    guess = 64
+    probe = Training(size, seed=0, rows=guess, frozen=frozen)
+    probe.forward_backward()
+    took = statistics.median(_seconds(probe) for _ in range(3))
+    return max(8, math.ceil(guess * seconds / took))
+
+
+def _seconds(training: Training) -> float:
+    began = time.monotonic()
+    training.forward_backward()
+    return time.monotonic() - began
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -2,68 +2,97 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from boto3.s3.transfer import TransferConfig
+from method import Place
 from servers import BUCKET, s3_client
 from training_state import Training
 
-_BASELINE_STEPS = 10
-_STEPS_BETWEEN = 2
-_NAME = "checkpoint.pt"
+_NAME = "checkpoint-{:06d}.pt"
 _TUNED_PART = 32 << 20
 
 
-class Place(Protocol):
-    """Where the file goes; both return when it is there whole."""
+class TorchSave:
+    """``torch.save`` in the loop.
 
-    def upload(self, path: Path) -> None: ...
+    Args:
+        place: where to.
+        training: what.
+        tuned: boto3 with larger parts and without checksums of its own, instead of as it comes.
+    """
 
-    def download(self, path: Path) -> None: ...
+    def __init__(self, place: Place, training: Training, *, tuned: bool = False) -> None:
+        self._place = place
+        self._training = training
+        self._tuned = tuned
+        self._durable: list[float] = []
 
+    def open(self, every: int) -> None:  # noqa: ARG002 - the loop says when
+        if not self._place.folder:
+            self._client, self._config = _boto3(tuned=self._tuned, signed=self._place.signed)
 
-class _Bucket:
-    """boto3, as it comes or tuned: larger parts, and no checksum of its own."""
+    def boundary(self, step: int, *, due: bool) -> bool:
+        if due:
+            self._save(step)
+            self._durable.append(time.time())
+        return due
 
-    def __init__(self, *, tuned: bool, signed: bool) -> None:
-        checksums: dict[str, Any] = {
-            "request_checksum_calculation": "when_required", "response_checksum_validation": "when_required",
-        }  # fmt: skip
-        signing = {"payload_signing_enabled": signed}
-        self._client = s3_client(dict(os.environ), s3=signing, **(checksums if tuned else {}))
-        self._config = TransferConfig(multipart_chunksize=_TUNED_PART) if tuned else TransferConfig()
+    def _save(self, step: int) -> None:
+        state, name = self._training.state(), _NAME.format(step)
+        if self._place.folder:
+            save_durably(state, Path(self._place.folder, name))
+            return
+        with tempfile.TemporaryDirectory(prefix="naive-") as folder:
+            path = Path(folder, name)
+            torch.save(state, path)
+            with path.open("rb") as file:
+                self._client.upload_fileobj(file, BUCKET, name, Config=self._config)
 
-    def upload(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self._client.upload_fileobj(file, BUCKET, _NAME, Config=self._config)
+    def close(self) -> list[float]:
+        return self._durable
 
-    def download(self, path: Path) -> None:
+    def restore(self) -> dict[str, Any]:
+        began = time.monotonic()
+        self.open(0)
+        ready = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="naive-") as folder:
+            path = self._newest(Path(folder))
+            self._training.load(torch.load(path, map_location="cpu", weights_only=True))
+            ended = time.monotonic()
+        return {"restore": ended - ready, "open_and_restore": ended - began}
+
+    def _newest(self, scratch: Path) -> Path:
+        if self._place.folder:
+            return max(Path(self._place.folder).glob(_NAME.format(0).replace("000000", "*")))
+        listed = self._client.list_objects_v2(Bucket=BUCKET)["Contents"]
+        path = scratch / "checkpoint.pt"
         with path.open("wb") as file:
-            self._client.download_fileobj(BUCKET, _NAME, file, Config=self._config)
+            name = max(found["Key"] for found in listed)
+            self._client.download_fileobj(BUCKET, name, file, Config=self._config)
+        return path
 
 
-class _Folder:
-    """Another file, which replaces the older one when its bytes are on the disk."""
+def _boto3(*, tuned: bool, signed: bool) -> tuple[Any, TransferConfig]:
+    checksums: dict[str, Any] = {
+        "request_checksum_calculation": "when_required", "response_checksum_validation": "when_required",
+    }  # fmt: skip
+    client = s3_client(dict(os.environ), s3={"payload_signing_enabled": signed}, **(checksums if tuned else {}))
+    return client, TransferConfig(multipart_chunksize=_TUNED_PART) if tuned else TransferConfig()
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(exist_ok=True)
 
-    def upload(self, path: Path) -> None:
-        _sync(path)
-        shutil.move(path, self._folder / _NAME)
-        _sync(self._folder)
-
-    def download(self, path: Path) -> None:
-        path.symlink_to(self._folder / _NAME)  # torch.load reads it where it is
+def save_durably(state: dict[str, Any], path: Path) -> None:
+    """``torch.save`` beside the path, fsync, rename, fsync of the folder."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    torch.save(state, unfinished)
+    _sync(unfinished)
+    unfinished.rename(path)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:
@@ -72,54 +101,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _scratch(folder: str) -> Iterator[Path]:
-    """A file's path beside the folder store, so that a move is a rename; or in the usual place for a bucket."""
-    with tempfile.TemporaryDirectory(prefix="naive-", dir=folder or None) as name:
-        yield Path(name, _NAME)
-
-
-def _place(folder: str, *, tuned: bool, signed: bool) -> Place:
-    return _Folder(Path(folder, "naive")) if folder else _Bucket(tuned=tuned, signed=signed)
-
-
-def save(folder: str, training: Training, saves: int, *, tuned: bool, signed: bool) -> dict[str, Any]:
-    """Train two steps and save, ``saves`` times; ``folder`` is "" for the bucket."""
-    place = _place(folder, tuned=tuned, signed=signed)
-    baseline = training.baseline(_BASELINE_STEPS)
-    done: list[dict[str, Any]] = []
-    digests: list[str] = []
-    for _ in range(saves):
-        for _ in range(_STEPS_BETWEEN):
-            took = training.timed_step()
-            if done:
-                done[-1]["lost"] += took - baseline
-        digests = training.newest_digests
-        with _scratch(folder) as path:
-            done.append(_save_once(place, path, training))
-    done[-1]["lost"] = None  # no step came after it
-    training.step()
-    return {"saves": done, "baseline_step": baseline, "digests": digests}
-
-
-def _save_once(place: Place, path: Path, training: Training) -> dict[str, Any]:
-    began = time.monotonic()
-    torch.save(training.state(), path)
-    written, stored = time.monotonic(), path.stat().st_size
-    place.upload(path)
-    stall = time.monotonic() - began
-    return {"stall": stall, "durable": stall, "lost": stall, "torch_save": written - began, "stored": stored}
-
-
-def restore(folder: str, training: Training, *, tuned: bool, signed: bool) -> dict[str, Any]:
-    """Download, ``torch.load``, ``load_state_dict``."""
-    began = time.monotonic()
-    place = _place(folder, tuned=tuned, signed=signed)
-    ready = time.monotonic()
-    with _scratch(folder) as path:
-        place.download(path)
-        training.load(torch.load(path, map_location="cpu", weights_only=True))
-        ended = time.monotonic()
-    return {"restore": ended - ready, "open_and_restore": ended - began, "digests": training.digests()}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
+from method import Place
 from training_state import Training
 
 from unbroken import Run
@@ -13,7 +16,6 @@ from unbroken.journal import Journal
 from unbroken.journal.events import Note
 from unbroken.store import open_store
 
-_BASELINE_STEPS = 10
 _PROBES = 9
 _FOREVER = 10**9
 
@@ -32,47 +34,54 @@ class Marks:
         self.count = state["count"]
 
 
-def save(uri: str, training: Training, saves: int) -> dict[str, Any]:
-    """Train, and save as soon as the save before is durable, until ``saves`` of them were begun.
+class Unbroken:
+    """``run.steps``.
 
-    The next step begins as soon as a save lets the loop go on, and changes every tensor that is being uploaded.
+    Args:
+        place: where to.
+        training: what.
+        options: of ``Run``, such as ``overlap``.
     """
-    state = {"model": training.model, "optimizer": training.optimizer, "marks": (marks := Marks())}
-    begun: list[dict[str, Any]] = []
-    digests: dict[int, list[str]] = {}
-    with Run(uri, every="1ms", state=state) as run:
-        baseline = training.baseline(_BASELINE_STEPS)
-        read_before = marks.count
-        boundary = boundary_at = time.monotonic()
-        for step in run.steps(until=_FOREVER):
-            stall = time.monotonic() - boundary
-            if marks.count - read_before > len(begun):
-                begun.append({"step": step, "at": boundary_at, "stall": stall, "lost": stall})
-                if len(begun) == saves:
-                    break
-            took = training.timed_step()
-            if begun:
-                begun[-1]["lost"] += took - baseline
-            digests[step + 1] = training.newest_digests
-            boundary, boundary_at = time.monotonic(), time.time()
-    begun[-1]["lost"] = None  # the loop ended while it was under way
-    return {"saves": _with_commits(uri, begun), "baseline_step": baseline, "digests": digests[begun[-1]["step"]]}
 
+    def __init__(self, place: Place, training: Training, **options: Any) -> None:
+        self._uri = place.uri
+        self._options = options
+        self._marks = Marks()
+        self._state = {"model": training.model, "optimizer": training.optimizer, "marks": self._marks}
+        self._open = ExitStack()
+        self._steps: Iterator[int] = iter(())
+        self._seen = 0
+        self._saved_steps: list[int] = []
 
-def _with_commits(uri: str, begun: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add what the journal says of each save.
+    def open(self, every: int) -> None:
+        run = self._open.enter_context(Run(self._uri, every=every, state=self._state, **self._options))
+        self._seen = self._marks.count
+        self._steps = run.steps(until=_FOREVER)
+        next(self._steps)
 
-    A journal entry carries the time just before it was put, so the time of such a put, measured here, is added.
-    """
-    commits = {record.step: record for record in Journal.open(open_store(uri)).state.commits}
-    put = _small_put(uri)
-    return [
-        {
-            "stall": save["stall"], "lost": save["lost"], "stored": commits[save["step"]].event.written,
-            "durable": commits[save["step"]].at - save["at"] + put, "commit_put": put,
-        }
-        for save in begun
-    ]  # fmt: skip
+    def boundary(self, step: int, *, due: bool) -> bool:  # noqa: ARG002 - the run has its own cadence, the same one
+        next(self._steps)
+        if self._marks.count == self._seen:
+            return False
+        self._seen = self._marks.count
+        self._saved_steps.append(step)
+        return True
+
+    def close(self) -> list[float]:
+        """A journal entry carries the time just before it was put, so that of such a put, measured here, is added."""
+        self._open.close()
+        self._steps = iter(())
+        commits = {record.step: record.at for record in Journal.open(open_store(self._uri)).state.commits}
+        put = _small_put(self._uri)
+        return [commits[step] + put for step in self._saved_steps]
+
+    def restore(self) -> dict[str, Any]:
+        began = time.monotonic()
+        with Run(self._uri, every="10h", state=self._state):
+            opened = time.monotonic() - began
+        notes = [entry.event for entry in Journal.open(open_store(self._uri)).state.notes]
+        told = [note for note in notes if isinstance(note, Note) and note.topic == "restored"][-1]
+        return {"restore": told.data["seconds"], "open_and_restore": opened}
 
 
 def _small_put(uri: str) -> float:
@@ -84,15 +93,3 @@ def _small_put(uri: str) -> float:
         store.create(f"journal/{number}.json", b"x" * 600)
         seconds.append(time.monotonic() - began)
     return statistics.median(seconds)
-
-
-def restore(uri: str, training: Training) -> dict[str, Any]:
-    """Open the run, which restores the newest checkpoint, verified, into the live objects."""
-    state = {"model": training.model, "optimizer": training.optimizer, "marks": Marks()}
-    began = time.monotonic()
-    with Run(uri, every="10h", state=state):
-        opened = time.monotonic() - began
-        digests = training.digests()
-    notes = [entry.event for entry in Journal.open(open_store(uri)).state.notes]
-    told = [note for note in notes if isinstance(note, Note) and note.topic == "restored"][-1]
-    return {"restore": told.data["seconds"], "open_and_restore": opened, "digests": digests}
