@@ -88,6 +88,16 @@ def test_tiny_uploads_are_ignored(meter: BandwidthMeter, clock: FakeClock) -> No
     assert meter.bandwidth == pytest.approx(60 * MB)
 
 
+def test_tiny_upload_that_takes_long_makes_nobody_forget_what_was_before(
+    meter: BandwidthMeter, clock: FakeClock
+) -> None:
+    upload(meter, clock, 5.0, 80 * MB)
+    upload(meter, clock, 60.0, 1000, piece=15.0)
+    assert meter.bandwidth == pytest.approx(80 * MB)
+    upload(meter, clock, 5.0, 40 * MB)
+    assert meter.bandwidth == pytest.approx(60 * MB)
+
+
 def test_only_tiny_uploads_tell_nothing(meter: BandwidthMeter, clock: FakeClock) -> None:
     for _ in range(5000):
         with meter.upload():

@@ -112,6 +112,12 @@ def test_copying_the_stop_step_takes_its_time_too() -> None:
     assert choose(replace(flying, stage_seconds=0.0)).action is Action.REPLACE
 
 
+def test_two_slots_let_the_copy_and_the_upload_overlap() -> None:
+    now = Situation(41, 1260, 10 * GB, InFlight(1200, LITTLE), RATE, stage_seconds=12.0)
+    assert now.both_seconds() == pytest.approx(12.0 + 25.0)
+    assert replace(now, in_flight=InFlight(1200, 6 * GB)).both_seconds() == pytest.approx(15.0 + 25.0)
+
+
 def test_one_slot_makes_the_copy_wait_for_the_upload() -> None:
     now = Situation(41, 1260, 12 * GB, InFlight(1200, 2.8 * GB), RATE, stage_seconds=5.0, durable_step=1000)
     assert now.both_seconds() == pytest.approx(37.0)

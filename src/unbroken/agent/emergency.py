@@ -150,7 +150,7 @@ def _decide(now: Situation) -> tuple[Action, str]:
         return Action.FINISH, f"neither is sure to fit: going on with {first}, which has begun{_stands(now)}"
     if not stop_fits:
         return Action.FINISH, f"finishing {first}"
-    if now.stop_step - flying.step < _HARDLY_NEWER * (now.stop_step - max(now.durable_step, 0)):
+    if now.stop_step - flying.step < _HARDLY_NEWER * (now.stop_step - now.durable_step):
         return Action.FINISH, f"{stop} is hardly newer: finishing {first}"
     return Action.REPLACE, f"giving up {first} for {stop}"
 

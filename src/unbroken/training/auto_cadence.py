@@ -135,7 +135,7 @@ class Pace:
             return ""
         stall, cap = self._stall, self._auto.cap
         best = max(best_interval(stall, self._mean_seconds), self._durable, SHORTEST)
-        if stall <= cap * best or stall / cap > self.longest:
+        if stall <= cap * best:
             return ""
         return (
             f"with an interruption every {format_duration(self._mean_seconds)}, a save every {format_duration(best)} "
