@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from unbroken.agent import claims, session
+from unbroken.agent import claims, roster
+from unbroken.agent.arena import Arena
 from unbroken.agent.claims import Claims
 from unbroken.agent.events import Admitted, Departed, Event, Fenced, Told, Trouble
 from unbroken.agent.session import Session
@@ -40,7 +41,8 @@ class Node:
         self.uri = uri
         self.events: queue.Queue[Event] = queue.Queue()
         self.claims = Claims(Origin("here", 1), ["train"], 5, SYSTEM_CLOCK)
-        self.session = Session(folder / "agent.sock", self.claims, self.events.put, SYSTEM_CLOCK)
+        self.arena = Arena()
+        self.session = Session(folder / "agent.sock", self.claims, self.arena, self.events.put, SYSTEM_CLOCK)
         self.path = folder / "agent.sock"
         self.channels: list[Channel] = []
 
@@ -65,6 +67,7 @@ class Node:
         for channel in self.channels:
             channel.close()
         self.session.close()
+        self.arena.close()
 
 
 @pytest.fixture
@@ -106,7 +109,7 @@ def test_trainers_that_come_after_the_others_left_are_a_new_attempt(node: Node) 
 def test_second_trainer_of_one_rank_is_refused_and_the_first_goes_on(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_DEPARTURE_SECONDS", 0.01)
+    monkeypatch.setattr(roster, "DEPARTURE_SECONDS", 0.01)
     first, _ = node.join(pid=7)
     _, answer = node.join(pid=8)
     assert isinstance(answer, Refused)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from unbroken.agent.arena import Arena
 from unbroken.agent.ending import Ending
 from unbroken.agent.events import Fenced, Mailbox, NoticeHeard
 from unbroken.agent.interruption import Interruption
@@ -85,6 +86,9 @@ class Trainers:
     def trainers(self) -> list[Any]:
         return []
 
+    def unsaved(self) -> tuple[int, ...]:
+        return ()
+
     def stop(self, stop: Stop) -> bool:
         return not self.byes
 
@@ -112,7 +116,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     clock, mailbox, said = FakeClock(), Mailbox(), Said()
     folder = RuntimeFolder(tmp_path)
     interruption = Interruption([], mailbox, 30.0, clock)
-    around = Surroundings(AgentOptions(), Origin("here", 1), clock, mailbox, interruption, said, folder)
+    around = Surroundings(AgentOptions(), Origin("here", 1), clock, mailbox, interruption, said, folder, Arena())
     yield Scene(around, Process(), Trainers(clock), clock, said)
     folder.close()
 

@@ -16,8 +16,8 @@ from unbroken.agent.options import AgentOptions
 from unbroken.agent.outcome import Limits, decide
 from unbroken.agent.process_tree import WatchedTree
 from unbroken.agent.runtime import SOCKET
-from unbroken.agent.session import JOIN_SECONDS, Session
-from unbroken.agent.supervisor import surroundings
+from unbroken.agent.session import JOIN_SECONDS
+from unbroken.agent.supervisor import open_session, surroundings
 from unbroken.agent.watch import Surroundings, Watch
 from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.errors import EXIT_FAILED, ConfigError
@@ -47,8 +47,7 @@ def attach(options: AgentOptions, pid: int, *, clock: Clock = SYSTEM_CLOCK) -> i
 
 def _serve(around: Surroundings, tree: WatchedTree) -> int:
     claims = Claims(around.origin, _command_line(tree.pid), around.options.no_progress_limit, around.clock)
-    patience = around.options.store_patience_at_start
-    session = Session(around.folder.socket, claims, around.mailbox.post, around.clock, patience=patience)
+    session = open_session(around, claims)
     try:
         watch = Watch(around, tree, session, forward_signal=False)
         silent_until = around.clock.monotonic() + around.options.hello_patience

@@ -7,6 +7,7 @@ from enum import Enum
 
 _TERMINATE_SHARE, _TERMINATE_LONGEST = 0.15, 10.0
 _KILL_SHARE, _KILL_LONGEST = 0.05, 3.0
+_LEAVE_SHARE, _LEAVE_LONGEST = 0.02, 1.0
 
 
 class Pressure(Enum):
@@ -39,6 +40,11 @@ class Deadline:
     def kill_at(self) -> float:
         """When everything that still runs is killed."""
         return self.at - min(_KILL_LONGEST, _KILL_SHARE * self._given)
+
+    @property
+    def leave_at(self) -> float:
+        """When the agent uploads no more: what is left is for its last words."""
+        return self.at - min(_LEAVE_LONGEST, _LEAVE_SHARE * self._given)
 
     @property
     def _given(self) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TypeVar
 
+from unbroken.agent.admission import describe_rescue
 from unbroken.agent.events import Woken
+from unbroken.agent.journal_facts import JournalFacts
 from unbroken.agent.outcome import Decision, Facts, may_pass
 from unbroken.agent.process_tree import Tree
-from unbroken.agent.session import JournalFacts, Session
+from unbroken.agent.session import Session
 from unbroken.agent.watch import TICK, Surroundings, Watch
 from unbroken.errors import FencedError, UnbrokenError
 from unbroken.journal.events import AttemptEnded
@@ -34,7 +36,7 @@ class Ending:
         self._watch = watch
 
     def settle(self) -> None:
-        """End what the command left behind and take in what was still on its way."""
+        """End what the command left behind, take in what was still on its way, and make durable what was announced."""
         survivors = self._tree.clear(
             self._around.interruption.bounded(self._around.options.leftover_grace, by_kill=True)
         )
@@ -44,6 +46,25 @@ class Ending:
         deadline = clock.monotonic() + _SETTLE_SECONDS
         while self._session.connected() and interruption.bounded(deadline - clock.monotonic(), by_kill=True) > 0:
             self._watch.turn(0.05)
+        self._watch.turn(0)
+        self._rescue()
+
+    def _rescue(self) -> None:
+        """Wait for what the trainers announced and did not live to see durable."""
+        around, clock = self._around, self._around.clock
+        left = self._session.unsaved()
+        if not left:
+            return
+        around.display.say(describe_rescue(left[-1]))
+        self._watch.enter(f"making step {left[-1]} durable")
+        deadline = clock.monotonic() + around.options.upload_patience
+        while left := self._session.unsaved():
+            seconds = around.interruption.time_to_upload(deadline - clock.monotonic())
+            if seconds <= 0:
+                around.display.say(f"step {left[-1]} could not be made durable in time")
+                self._session.abandon()
+                break
+            self._watch.turn(min(seconds, TICK))
         self._watch.turn(0)
 
     def facts(self, *, restarts: int = 0, fruitless: int = 0, trains: bool = False) -> Facts:

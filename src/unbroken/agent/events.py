@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from unbroken.journal.events import CheckpointCommitted
 from unbroken.link.messages import FromTrainer, Hello
 from unbroken.notice.events import InterruptionAdvisory, InterruptionNotice
 
@@ -60,6 +61,23 @@ class Departed:
 
 
 @dataclass(frozen=True)
+class Durable:
+    """The agent has committed a checkpoint."""
+
+    event: CheckpointCommitted
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is uploaded in the time that a notice leaves."""
+
+    action: str
+    text: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Trouble:
     """Something went wrong in a thread, and people should know; training goes on."""
 
@@ -88,7 +106,18 @@ class Woken:
 
 
 Event: TypeAlias = (
-    SignalHeard | NoticeHeard | AdvisoryHeard | Admitted | Told | Departed | Trouble | Fenced | ThreadFailed | Woken
+    SignalHeard
+    | NoticeHeard
+    | AdvisoryHeard
+    | Admitted
+    | Told
+    | Departed
+    | Durable
+    | Chosen
+    | Trouble
+    | Fenced
+    | ThreadFailed
+    | Woken
 )
 
 

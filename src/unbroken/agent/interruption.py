@@ -72,6 +72,12 @@ class Interruption:
         """Seconds until the pressure rises; None where nothing is coming."""
         return None if self._deadline is None else self._deadline.next_change(self._clock.monotonic())
 
+    def time_to_upload(self, longest: float) -> float:
+        """``longest`` seconds, or less where the agent must have left sooner; never negative."""
+        if self._deadline is None:
+            return longest
+        return max(0.0, min(longest, self._deadline.leave_at - self._clock.monotonic()))
+
     def bounded(self, seconds: float, *, by_kill: bool = False) -> float:
         """``seconds``, or less where the deadline (or the kill before it) comes sooner; never negative."""
         if self._deadline is None:

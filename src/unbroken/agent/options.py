@@ -36,6 +36,11 @@ class AgentOptions:
     """For how long a store that fails is asked again while a trainer waits for its attempt; a notice ends the wait."""
     store_patience: float = 60.0
     """For how long a store that does not answer is asked again when the command has ended."""
+    upload_patience: float = 1800.0
+    """For how long what a trainer left in memory is waited for until it is durable; a notice's deadline ends it
+    sooner."""
+    upload_nice: int = 10
+    """How much the training's threads go before those that upload, 0 to 19, while no interruption is coming."""
     leftover_grace: float = 5.0
     """Between SIGTERM and SIGKILL for processes that the command left behind."""
     hello_patience: float = 30.0

@@ -5,26 +5,45 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unbroken.agent.admission import Admission, Admitting
+from unbroken.agent.arena import Arena
 from unbroken.agent.claims import Claim, Claims
-from unbroken.agent.events import Admitted, Departed, Event, Fenced, ThreadFailed, Told, Trouble
-from unbroken.agent.outcome import may_pass
+from unbroken.agent.deadline import Deadline
+from unbroken.agent.events import Admitted, Chosen, Departed, Durable, Event, Fenced, ThreadFailed, Told, Trouble
+from unbroken.agent.journal_facts import JournalFacts, ask_journal, known_facts
 from unbroken.agent.recorder import Recorder
+from unbroken.agent.roster import Member, Roster
 from unbroken.agent.server import LinkServer
-from unbroken.clock import Clock, format_duration
-from unbroken.errors import ConfigError, FencedError, StoreError, UnbrokenError
+from unbroken.agent.uploader import Uploader, UploadEvent
+from unbroken.clock import Clock
+from unbroken.errors import FencedError, UnbrokenError
 from unbroken.journal import Event as JournalEvent
-from unbroken.journal.events import AttemptEnded
+from unbroken.journal import Lease
+from unbroken.journal.events import AttemptEnded, Note
 from unbroken.link.channel import Channel, ChannelError
-from unbroken.link.messages import Advice, Bye, Committed, FromAgent, Hello, Message, Refused, Stop, Stopping, Welcome
-from unbroken.link.progress import Progress, ProgressPage
+from unbroken.link.messages import (
+    Advice,
+    Bye,
+    Committed,
+    FromAgent,
+    Hello,
+    Message,
+    Refused,
+    Restored,
+    Sealed,
+    SlotCommitted,
+    SlotFailed,
+    SlotOffered,
+    SlotReturned,
+    Stop,
+    Stopping,
+    Welcome,
+)
+from unbroken.link.progress import Progress
 
-_RETRY_SECONDS = 1.0
-_LONGEST_RETRY_SECONDS = 15.0
-_DEPARTURE_SECONDS = 0.5
-"""For how long a new trainer waits for the thread of one that is gone to notice it."""
 JOIN_SECONDS = 2.0
 """For how long a thread is waited for, where no deadline comes sooner."""
 
@@ -38,32 +57,11 @@ class Heard:
     refused: Refused | None = None
     fenced: bool = False
     committed_step: int = -1
-    """Highest step that trainers of this start called durable; -1: none."""
+    """Highest step of this start that is known to be durable; -1: none."""
     stopping: int = -1
     """The step that is being saved before leaving; -1: none."""
     progress: Progress | None = None
     """The newest reading of the trainers' progress pages."""
-
-
-@dataclass(frozen=True)
-class JournalFacts:
-    """What the journal says when a start is over."""
-
-    finished_step: int = -1
-    finished_here: bool = False
-    """Whether the newest attempt of this start wrote that the run is complete."""
-    durable_step: int = -1
-    committed: bool = False
-    fenced: bool = False
-    without_progress: int = 0
-
-
-@dataclass
-class _Member:
-    hello: Hello
-    page: ProgressPage | None = field(default=None)
-    parted: bool = False
-    """Whether it has said good-bye: its connection may stay open, held by a process that it forked."""
 
 
 class Session:
@@ -71,30 +69,42 @@ class Session:
 
     Args:
         claims: gives out the attempts; nobody else may use it while the session is open.
+        arena: the trainers' memory; it outlives the session.
         post: told what happens, in whichever thread it happens.
         patience: for how many seconds a store that fails is asked again while a trainer waits for its attempt.
+        upload_patience: for how many seconds a new attempt waits until the states of the one before are durable.
+        nice: of the threads that upload.
     """
 
     def __init__(
-        self, socket: Path, claims: Claims, post: Callable[[Event], None], clock: Clock, *, patience: float = 0.0
+        self,
+        socket: Path,
+        claims: Claims,
+        arena: Arena,
+        post: Callable[[Event], None],
+        clock: Clock,
+        *,
+        patience: float = 0.0,
+        upload_patience: float = 0.0,
+        nice: int = 0,
     ) -> None:
         self._claims = claims
+        self._arena = arena
         self._recipient = post
         self._posting = threading.Lock()
         self._closed = False
         """Nothing is posted, and nothing is begun in the store, by threads that outlive the session."""
         self._clock = clock
-        self._patience = patience
-        self._hurry = threading.Event()
-        """Set where the store is not to be waited for any more."""
         self._opening = threading.Lock()  # held while the store is asked; never needed to send a stop
         self._lock = threading.RLock()
-        self._departure = threading.Condition(self._lock)
-        self._members: dict[Channel, _Member] = {}
+        self._roster = Roster(self._lock)
         self._heard = Heard()
-        self._greeting = 0
         self._stop: Stop | None = None
         self._recorder = Recorder()
+        self._uploader = Uploader(arena, self._hear_uploader, clock, nice=nice)
+        self._admission = Admission(
+            claims, self._uploader, self._post, clock, patience=patience, upload_patience=upload_patience
+        )
         self._server = LinkServer(socket, self._serve, lambda error: self._post(ThreadFailed(error)))
 
     def close(self, timeout: float = JOIN_SECONDS) -> None:
@@ -103,7 +113,8 @@ class Session:
         What is left behind claims nothing and posts nothing: it would fence, or end, whatever comes after.
         """
         self._claims.close()
-        self._hurry.set()
+        self._admission.hurry()
+        self._uploader.close(timeout)
         self._server.close(timeout)
         self._recorder.close(timeout)
         with self._posting:
@@ -123,25 +134,35 @@ class Session:
     def trainers(self) -> list[Hello]:
         """The trainers that are connected, by rank."""
         with self._lock:
-            return sorted((member.hello for member in self._members.values()), key=lambda hello: hello.rank)
+            return self._roster.hellos()
 
     def connected(self) -> bool:
         """Whether any trainer that has not said good-bye is connected, or one is being admitted."""
         with self._lock:
-            return self._expects_more()
+            return self._roster.expects_more()
 
     def stop(self, stop: Stop) -> bool:
         """Tell all trainers, those to come too, to save and leave; False where none is connected yet."""
+        now = self._clock.monotonic()
+        self._uploader.press(Deadline(now, now + stop.deadline - self._clock.now()).leave_at)
         with self._lock:
             self._stop = stop
-            self._hurry.set()
+            self._admission.hurry()
             self._send_all(stop)
-            return self._expects_more()
+            return self._roster.expects_more()
 
     def advise(self, advice: Advice) -> None:
         """Tell the connected trainers that an interruption has become likely."""
         with self._lock:
             self._send_all(advice)
+
+    def unsaved(self) -> tuple[int, ...]:
+        """Steps that trainers announced and that are not durable yet, oldest first."""
+        return self._uploader.left()
+
+    def abandon(self) -> None:
+        """Let go of those: there is no time left for them."""
+        self._uploader.abandon("the time is up")
 
     def record(self, event: JournalEvent) -> Future[None] | None:
         """Write to the journal in the background; None where there is no attempt to write for.
@@ -154,12 +175,16 @@ class Session:
     def ask_journal(self, patience: float) -> Future[JournalFacts] | None:
         """Read the journal again; asks a store that fails for ``patience`` seconds. None where there is no attempt."""
         claim = self.claim
-        return None if claim is None else self._recorder.submit(lambda: self._read_journal(claim, patience))
+        return (
+            None
+            if claim is None
+            else self._recorder.submit(lambda: ask_journal(claim, self._claims.attempts, patience, self._clock))
+        )
 
     def last_known(self) -> JournalFacts:
         """The same without asking the store: the journal as it was last read, and what the trainers said since."""
         claim, told = self.claim, self.heard().committed_step
-        facts = JournalFacts() if claim is None else self._journal_facts(claim)
+        facts = JournalFacts() if claim is None else known_facts(claim, self._claims.attempts)
         return replace(facts, durable_step=max(facts.durable_step, told), committed=facts.committed or told >= 0)
 
     def _serve(self, channel: Channel) -> None:
@@ -177,140 +202,117 @@ class Session:
 
     def _greet(self, channel: Channel, hello: Hello) -> bool:
         with self._lock:
-            self._greeting += 1
+            self._roster.greeting += 1
             self._heard.hellos += 1
         try:
             with self._opening:
-                answer, first = self._answer(hello)
-                return self._admit(channel, hello, answer, first)
+                answer = self._admission.answer(hello, lambda: self._vacant(hello), self._last_words)
+                return self._admit(channel, hello, answer)
         finally:
             with self._lock:
-                self._greeting -= 1
+                self._roster.greeting -= 1
 
-    def _answer(self, hello: Hello) -> tuple[Welcome | Refused, bool]:
-        try:
-            self._claims.check(hello)
-            self._demand_vacancy(hello)
-            claim, first = self._claims.current, False
-            if claim is None or not self._live():
-                claim, first = self._begin(hello), True
-        except UnbrokenError as error:
-            return Refused(type(error).__name__, error.message, error.kind, error.hint), False
-        return Welcome(claim.lease.attempt, claim.lease.claim), first
-
-    def _begin(self, hello: Hello) -> Claim:
-        """Give out an attempt; a store that fails is asked again for as long as there is patience."""
-        before, pause = self._claims.current, _RETRY_SECONDS
-        deadline = self._clock.monotonic() + self._patience
-        while True:
-            try:
-                if before is not None:
-                    self._close_attempt(before)
-                    before = None
-                return self._claims.begin(hello)
-            except StoreError as error:
-                left = deadline - self._clock.monotonic()
-                if left <= 0 or not may_pass(type(error).__name__, error.kind) or self._hurry.is_set():
-                    raise
-                self._post(Trouble(f"no attempt yet, asking again for {format_duration(left)}: {error.message}"))
-                if self._clock.wait(self._hurry, min(pause, left)):
-                    raise
-                pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
-
-    def _demand_vacancy(self, hello: Hello) -> None:
-        """Refuse a second trainer of one rank: both would train, and commit, as the same attempt.
+    def _vacant(self, hello: Hello) -> bool:
+        """Whether all trainers of the attempt are gone.
 
         Raises:
             ConfigError: one of this rank is connected, and stays.
         """
-        with self._departure:
-            if self._departure.wait_for(lambda: self._holder(hello.rank) is None, _DEPARTURE_SECONDS):
-                return
-            holder = self._holder(hello.rank)
-        raise ConfigError(
-            f"process {hello.pid} opens {hello.uri} as rank {hello.rank} of {hello.world_size}, and process "
-            f"{holder.pid if holder else 0} of the same command trains it as that rank",
-            kind="second-trainer",
-            hint="Start one trainer below each unbroken run; guard a script that spawns processes with "
-            'if __name__ == "__main__"',
-        )
+        with self._lock:
+            self._roster.demand_vacancy(hello)
+            return not self._roster.live()
 
-    def _admit(self, channel: Channel, hello: Hello, answer: Welcome | Refused, first: bool) -> bool:
+    def _admit(self, channel: Channel, hello: Hello, answer: Admitting | Refused) -> bool:
         with self._lock:
             if isinstance(answer, Refused):
                 self._heard.refused = self._heard.refused or answer
-            else:
-                if first:
-                    self._heard = replace(self._heard, byes=(), refused=None, stopping=-1, progress=None)
-                self._members[channel] = _Member(hello)
-            channel.send(answer)
-            if self._stop is not None and isinstance(answer, Welcome):
-                channel.send(self._stop)
-        if isinstance(answer, Refused):
-            return False
-        self._post(Admitted(hello, answer.attempt, first))
+                channel.send(answer)
+                return False
+            if answer.first:
+                self._heard = replace(self._heard, byes=(), refused=None, stopping=-1, progress=None)
+            self._roster.add(channel, Member(hello, answer.writer))
+            self._welcome(channel, hello, answer.writer.claim.lease)
+        self._post(Admitted(hello, answer.writer.claim.lease.attempt, answer.first))
         return True
 
-    def _close_attempt(self, claim: Claim) -> None:
-        """Write the end of an attempt whose trainers are gone while the command goes on with new ones."""
+    def _welcome(self, channel: Channel, hello: Hello, lease: Lease) -> None:
+        # A trainer that had another agent before has memory of its own.
+        returned = [] if hello.attempt else self._arena.inherit(channel, hello.rank)
+        channel.send(Welcome(lease.attempt, lease.claim, len(returned)))
+        for slot in returned:
+            channel.send(SlotReturned(slot.number, slot.manifest), slot.descriptor)
+        if self._stop is not None:
+            channel.send(self._stop)
+
+    def _last_words(self) -> AttemptEnded:
+        """The end of an attempt whose trainers are gone while the command goes on with new ones."""
         heard = self.heard()
         outcome = heard.byes[0].outcome if heard.byes else "crashed"
         step = heard.progress.step if heard.progress else -1
-        claim.append(AttemptEnded(outcome, step, "the command went on with another attempt"))
+        return AttemptEnded(outcome, step, "the command went on with another attempt")
 
     def _listen(self, channel: Channel, rank: int, message: Message) -> None:
-        if isinstance(message, Hello | Welcome | Refused | Stop | Advice):
-            raise ChannelError(f"rank {rank} sent a {type(message).__name__} out of turn", kind="protocol")
+        match message:
+            case Hello() | Welcome() | Refused() | SlotReturned() | SlotCommitted() | SlotFailed() | Stop() | Advice():
+                raise ChannelError(f"rank {rank} sent a {type(message).__name__} out of turn", kind="protocol")
+            case SlotOffered(slot=number):
+                self._arena.offer(channel, rank, number, channel.take_descriptor())
+            case Sealed():
+                self._sealed(channel, rank, message)
+            case _:
+                with self._lock:
+                    self._take_in(channel, message)
+                if isinstance(message, Stopping):
+                    self._uploader.stopping(message.step)
+                self._post(Told(rank, message))
+
+    def _take_in(self, channel: Channel, message: Message) -> None:
+        match message:
+            case Bye():
+                self._read_progress()
+                self._heard.byes += (message,)
+                self._roster.said_goodbye(channel)
+            case Committed(step=step):
+                self._heard.committed_step = max(self._heard.committed_step, step)
+            case Restored(manifest=manifest):
+                self._roster.member(channel).writer.restored(manifest)
+            case Stopping(step=step):
+                self._heard.stopping = max(self._heard.stopping, step)
+
+    def _sealed(self, channel: Channel, rank: int, message: Sealed) -> None:
+        taken = self._arena.take(channel, rank, message.slot)
+        if taken is None:
+            channel.send(SlotFailed(message.slot, message.step, "StoreError", "this slot was never offered", "slot"))
+            return
         with self._lock:
-            match message:
-                case Bye():
-                    self._read_progress()
-                    self._heard.byes += (message,)
-                    self._members[channel].parted = True
-                    self._departure.notify_all()
-                case Committed(step=step):
-                    self._heard.committed_step = max(self._heard.committed_step, step)
-                case Stopping(step=step):
-                    self._heard.stopping = max(self._heard.stopping, step)
-        self._post(Told(rank, message))
+            writer = self._roster.member(channel).writer
+        self._uploader.submit(writer, channel, taken, message.step)
+
+    def _hear_uploader(self, event: UploadEvent) -> None:
+        with self._lock:
+            match event:
+                case Durable(event=commit):
+                    self._heard.committed_step = max(self._heard.committed_step, commit.step)
+                case Fenced(attempt=attempt) if self.claim is not None and self.claim.lease.attempt == attempt:
+                    self._heard.fenced = True
+        if isinstance(event, Chosen):
+            self.record(Note("emergency", event.text, {"action": event.action, **event.numbers}))
+        self._post(event)
 
     def _part(self, channel: Channel) -> None:
         with self._lock:
             self._read_progress()
-            member = self._members.pop(channel, None)
-            self._departure.notify_all()
-            if member is not None and member.page is not None:
-                member.page.close()
+            member = self._roster.remove(channel)
         if member is not None:
+            member.writer.parted()
+            self._uploader.parted(channel)
             self._post(Departed(member.hello.rank))
 
-    def _live(self) -> list[Hello]:
-        """The trainers that have not said good-bye."""
-        with self._lock:
-            return [member.hello for member in self._members.values() if not member.parted]
-
-    def _holder(self, rank: int) -> Hello | None:
-        return next((hello for hello in self._live() if hello.rank == rank), None)
-
-    def _expects_more(self) -> bool:
-        return bool(self._live()) or self._greeting > 0
-
     def _read_progress(self) -> None:
-        """Read the pages anew. Of several, the most steps count, never the latest moment: a clock may be set back."""
-        readings = []
-        for member in self._members.values():
-            if member.parted:
-                continue
-            if member.page is None and member.hello.progress:
-                member.page = _open_page(Path(member.hello.progress))
-            reading = member.page.read() if member.page is not None else None
-            if reading is not None:
-                readings.append(reading)
-        if readings:
-            self._heard.progress = max(readings, key=lambda reading: reading.step)
+        self._heard.progress = self._roster.progress() or self._heard.progress
 
     def _send_all(self, message: FromAgent) -> None:
-        for channel in self._members:
+        for channel in self._roster.channels():
             try:
                 channel.send(message)
             except ChannelError:
@@ -334,34 +336,3 @@ class Session:
             self._post(Fenced(error.message, claim.lease.attempt))
         except UnbrokenError as error:
             self._post(Trouble(f"the journal could not be written: {error}"))
-
-    def _read_journal(self, claim: Claim, patience: float) -> JournalFacts:
-        deadline = self._clock.monotonic() + patience
-        while True:
-            try:
-                claim.journal.refresh()
-                break
-            except StoreError:
-                if self._clock.monotonic() + _RETRY_SECONDS > deadline:
-                    raise
-                self._clock.sleep(_RETRY_SECONDS)
-        return self._journal_facts(claim)
-
-    def _journal_facts(self, claim: Claim) -> JournalFacts:
-        state = claim.journal.state
-        mine = [state.attempts[n] for n in self._claims.attempts if n in state.attempts]
-        return JournalFacts(
-            finished_step=-1 if state.finished_step is None else state.finished_step,
-            finished_here=state.finished_by == claim.lease.attempt,
-            durable_step=state.checkpoints[-1].step if state.checkpoints else -1,
-            committed=any(record.committed for record in mine),
-            fenced=state.fences(claim.lease.attempt, claim.lease.claim),
-            without_progress=state.attempts_without_progress(),
-        )
-
-
-def _open_page(path: Path) -> ProgressPage | None:
-    try:
-        return ProgressPage(path)
-    except (OSError, ValueError):
-        return None  # not made yet, or gone with its folder

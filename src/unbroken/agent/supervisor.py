@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from unbroken.agent.arena import Arena
 from unbroken.agent.claims import Claims
 from unbroken.agent.deadline import backoff
 from unbroken.agent.display import choose_display
@@ -43,7 +44,7 @@ def supervise(options: AgentOptions, command: Sequence[str], *, clock: Clock = S
 
 @contextmanager
 def surroundings(options: AgentOptions, clock: Clock, *, attached: bool = False) -> Iterator[Surroundings]:
-    """What an agent needs besides a command; the display and the runtime folder are closed at the end of the block."""
+    """What an agent needs besides a command; display, runtime folder and arena are closed at the end of the block."""
     origin = Origin(socket.gethostname(), os.getpid(), options.pool, options.price, options.currency)
     mailbox = Mailbox()
     interruption = Interruption(default_sources(clock=clock), mailbox, options.grace, clock)
@@ -52,7 +53,18 @@ def surroundings(options: AgentOptions, clock: Clock, *, attached: bool = False)
         stack.callback(display.close)
         folder = RuntimeFolder(options.runtime_dir, display.say)
         stack.callback(folder.close)
-        yield Surroundings(options, origin, clock, mailbox, interruption, display, folder)
+        arena = Arena()
+        stack.callback(arena.close)
+        yield Surroundings(options, origin, clock, mailbox, interruption, display, folder, arena)
+
+
+def open_session(around: Surroundings, claims: Claims) -> Session:
+    """The session of one start, to be closed by the caller."""
+    options = around.options
+    return Session(
+        around.folder.socket, claims, around.arena, around.mailbox.post, around.clock,
+        patience=options.store_patience_at_start, upload_patience=options.upload_patience, nice=options.upload_nice,
+    )  # fmt: skip
 
 
 class _Supervisor:
@@ -81,9 +93,7 @@ class _Supervisor:
         """One start of the command, to its end."""
         around, options = self._around, self._around.options
         claims = Claims(around.origin, self._command, options.no_progress_limit, around.clock)
-        session = Session(
-            around.folder.socket, claims, around.mailbox.post, around.clock, patience=options.store_patience_at_start
-        )
+        session = open_session(around, claims)
         try:
             tree = ChildTree(self._command, self._environment(), around.clock)
             try:

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from unbroken.agent.arena import Arena
 from unbroken.agent.deadline import Pressure
 from unbroken.agent.display import Display
 from unbroken.agent.events import (
     Admitted,
     AdvisoryHeard,
+    Chosen,
+    Durable,
     Event,
     Fenced,
     Mailbox,
@@ -51,6 +54,7 @@ class Surroundings:
     interruption: Interruption
     display: Display
     folder: RuntimeFolder
+    arena: Arena
 
 
 class Watch:
@@ -108,12 +112,14 @@ class Watch:
                 self._admitted(event)
             case Told():
                 self._told(event)
+            case Durable(event=commit):
+                self._committed(commit.step, commit.seconds)
             case Fenced(text, attempt):
                 claim = self._session.claim
                 if claim is not None and claim.lease.attempt == attempt:
                     self._say(f"{text}: ending the command")
                     self._tree.clear(self._around.options.leftover_grace)
-            case Trouble(text):
+            case Trouble(text) | Chosen(text=text):
                 self._say(text)
             case ThreadFailed(error):
                 raise error

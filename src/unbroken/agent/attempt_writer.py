@@ -1,0 +1,86 @@
+"""The checkpoints of one attempt, written in its trainer's name: which one continues which, and none twice."""
+
+from __future__ import annotations
+
+import threading
+
+from unbroken.agent.claims import Claim
+from unbroken.checkpoint import CheckpointWriter, HostState, load_manifest
+from unbroken.clock import Clock
+from unbroken.errors import DamagedError
+from unbroken.journal import CheckpointRecord
+from unbroken.journal.events import CheckpointCommitted
+from unbroken.store.store import OnPiece
+
+_WORD_SECONDS = 5.0
+"""For how long a trainer that announced a state is waited for to say where it came from."""
+
+
+class AttemptWriter:
+    """Writes for one claim. The upload thread alone calls :meth:`write`; the rest is safe from any thread."""
+
+    def __init__(self, claim: Claim, clock: Clock) -> None:
+        self.claim = claim
+        self._clock = clock
+        self._writer = CheckpointWriter(claim.journal, claim.lease, claim.origin, clock=clock)
+        self._parent = ""
+        """Key of the manifest that the writer continues."""
+        self._origin: str | None = None
+        """Key of the manifest that the trainer went on from, once it said so."""
+        self._said = threading.Event()
+        self._share = 1.0
+
+    def restored(self, manifest: str) -> None:
+        """The trainer goes on from this checkpoint; "" for none."""
+        self._origin = manifest
+        self._said.set()
+
+    def parted(self) -> None:
+        """The trainer says nothing more."""
+        self._said.set()
+
+    def expected(self, size: int) -> int:
+        """Bytes that a state of ``size`` bytes is likely to need in the store, by the share that changed last time."""
+        return int(size * self._share)
+
+    def write(self, state: HostState, on_piece: OnPiece) -> CheckpointCommitted:
+        """As :meth:`unbroken.checkpoint.CheckpointWriter.write`; a step that this attempt has committed already is not
+        written again.
+
+        Raises:
+            FencedError: a later attempt owns the run.
+            StoreError: the storage failed, and the state may be written again.
+        """
+        # The trainer retires checkpoints, and may have written some itself: what it did is only in the store.
+        self.claim.journal.require(self.claim.lease)
+        mine = [r for r in self.claim.journal.state.commits if r.attempt == self.claim.lease.attempt]
+        for record in reversed(mine):
+            if record.step == state.step:
+                return record.event
+        self._continue(mine[-1] if mine else None)
+        event = self._writer.write(state, on_piece=on_piece)
+        self._parent = event.manifest
+        if event.size:
+            self._share = min(1.0, event.written / event.size)
+        return event
+
+    def _continue(self, own: CheckpointRecord | None) -> None:
+        record = own or self._restored_record()
+        if record is None or record.event.manifest == self._parent:
+            return
+        try:
+            manifest = load_manifest(self.claim.journal.store, record)
+        except DamagedError:
+            return  # whole again without it, and it harms nobody but itself
+        self._writer.continue_from(record, manifest)
+        self._parent = record.event.manifest
+
+    def _restored_record(self) -> CheckpointRecord | None:
+        """Where this attempt began; by the journal, where an earlier agent was told and died."""
+        self._clock.wait(self._said, _WORD_SECONDS)
+        state = self.claim.journal.state
+        newest_first = list(reversed(state.commits))
+        if self._origin is not None:
+            return next((r for r in newest_first if r.event.manifest == self._origin), None)
+        step = state.attempts[self.claim.lease.attempt].restored_step
+        return next((r for r in newest_first if r.step == step), None)

@@ -1,0 +1,40 @@
+"""How urgent the threads of the upload are for the scheduler: the cores belong to the training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+
+def lower_uploads(nice: int) -> None:
+    """Have the calling thread, and threads that Python knows nothing of, run at this ``nice`` value (0 to 19).
+
+    The others are those of the storage library, which come to be in whichever thread uses it first. What a thread
+    starts later inherits its value; the main thread, which starts the command, is left alone.
+    """
+    known = {thread.native_id for thread in threading.enumerate()}
+    _set([threading.get_native_id(), *(task for task in _tasks() if task not in known)], nice)
+
+
+def raise_uploads() -> None:
+    """Give every thread the usual value again.
+
+    Needs a right that containers often lack; where it is refused, all stays as it is.
+    """
+    _set(_tasks(), 0)
+
+
+def _tasks() -> list[int]:
+    """The threads of this process but the main one, by the system's ids."""
+    try:
+        return [number for task in Path("/proc/self/task").iterdir() if (number := int(task.name)) != os.getpid()]
+    except OSError:
+        return []  # no /proc here
+
+
+def _set(threads: list[int], nice: int) -> None:
+    for thread in threads:
+        with contextlib.suppress(OSError):  # refused, or the thread is gone
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
