@@ -16,6 +16,7 @@ file never shrinks, so that a reader cannot fault.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -42,6 +43,7 @@ _DESCRIPTION_ROOM = 1 << 20
 """Room for the description that is made with the tensors'; a longer one lets the slot grow."""
 _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE of Linux 5.14, which Python 3.11 has no name for."""
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class SlotTensor(msgspec.Struct, frozen=True, array_like=True):
@@ -114,6 +116,23 @@ class Slot:
         """Bytes of the file."""
         return len(self._mapping) if self._mapping is not None else 0
 
+    @property
+    def held(self) -> int:
+        """Bytes of real memory behind the file, which grow as it is touched; 0 for a closed slot."""
+        return os.fstat(self._descriptor).st_blocks * 512 if self._descriptor >= 0 else 0
+
+    def address(self) -> int:
+        """Where the file begins in this process's memory; good until the slot grows or is closed."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._mapped))
+
+    def make_room(self, length: int) -> None:
+        """Make room for ``length`` bytes of tensors. What the slot holds, and that it is sealed, stays.
+
+        Raises:
+            MemoryError: the host has no room.
+        """
+        self._grow(_DATA + length + _DESCRIPTION_ROOM)
+
     def reserve(self, length: int) -> memoryview:
         """Make room for ``length`` bytes of tensors, and begin to write: the slot is not sealed from here on.
 
@@ -125,24 +144,36 @@ class Slot:
         Raises:
             MemoryError: the host has no room.
         """
-        self._grow(_DATA + length + _DESCRIPTION_ROOM)
+        self.make_room(length)
         if self._sequence % 2 == 0:
             self._write_sequence(self._sequence + 1)
         return memoryview(self._mapped)[_DATA : _DATA + length]
 
     def touch(self, start: int, length: int) -> None:
-        """Have the system give real memory to a range of the room, so that the first copy is as fast as later ones."""
+        """Have the system give real memory to a range of the room, so that the first copy is as fast as later ones.
+
+        Another thread may write to the slot meanwhile: what it holds is not changed. What lies beyond the room is left
+        out.
+
+        Raises:
+            MemoryError: the host has no room.
+        """
+        mapping = self._mapped  # another thread may let the slot grow
         start = (_DATA + start) // mmap.PAGESIZE * mmap.PAGESIZE
-        end = min(start + length, self.size)
+        end = min(start + length, len(mapping))
         if end <= start:
             return
-        try:
-            self._mapped.madvise(_POPULATE_WRITE, start, end - start)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise MemoryError(f"the host has no room for {end - start} bytes of a slot ({error})") from error
-            for at in range(start, end, mmap.PAGESIZE):  # an older kernel
-                self._mapped[at] = self._mapped[at]
+        anchor = ctypes.c_char.from_buffer(mapping, start)  # the mapping cannot be closed while this lives
+        # Not mapping.madvise(): that keeps every other thread of Python waiting until all of the pages are there.
+        address = ctypes.c_void_p(ctypes.addressof(anchor))
+        if _LIBC.madvise(address, ctypes.c_size_t(end - start), _POPULATE_WRITE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number in (errno.ENOMEM, errno.EFAULT):
+            raise MemoryError(f"the host has no room for {end - start} bytes of a slot ({os.strerror(number)})")
+        # An older kernel. Reading makes pages of a shared mapping, too, and cannot undo what somebody writes meanwhile.
+        with memoryview(mapping) as view:
+            bytes(view[start : end : mmap.PAGESIZE])
 
     def seal(self, owner: SlotOwner, state: HostState, starts: Sequence[int]) -> None:
         """Say what the slot holds, and that it is complete.
@@ -245,6 +276,9 @@ def read_slot(descriptor: int) -> tuple[SlotOwner, HostState] | None:
     except msgspec.MsgspecError as error:
         raise DamagedError(f"the description in a staging slot makes no sense ({error})", kind="slot") from error
     view = memoryview(mapping)
+    for tensor in held.tensors:
+        if not _DATA <= tensor.start <= tensor.start + tensor.length <= start:
+            raise DamagedError(f"{tensor.name} lies outside of its staging slot", kind="slot")
     tensors = [
         HostTensor(tensor.name, tensor.dtype, tensor.shape, view[tensor.start : tensor.start + tensor.length])
         for tensor in held.tensors

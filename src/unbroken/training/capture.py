@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +19,19 @@ from unbroken.training.objects import StateObject
 class Captured:
     """The state of all objects at one moment.
 
-    ``tensors`` alias live memory: they are to be copied before the loop goes on.
+    ``tensors`` alias live memory: they are to be copied before anything changes them.
     """
 
     tree: Any
     """Encoded; the top level is a dict by object name."""
     tensors: dict[str, torch.Tensor]
+    objects: list[StateObject] = field(default_factory=list)
+    """What was read."""
+
+
+def memory_key(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors that are the same memory, read in the same way."""
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
 
 
 def capture(objects: list[StateObject]) -> Captured:
@@ -35,7 +42,7 @@ def capture(objects: list[StateObject]) -> Captured:
     """
     walk = _Walk()
     tree = {item.name: walk.leave(item.read(), item.name, item.name) for item in objects}
-    return Captured(encode_tree(tree), walk.tensors)
+    return Captured(encode_tree(tree), walk.tensors, list(objects))
 
 
 class _Walk:
@@ -78,9 +85,7 @@ class _Walk:
 
     def _tensor(self, tensor: torch.Tensor, name: str, path: str) -> str:
         tensor = _storable(tensor.detach(), path)
-        key = (
-            tensor.device, tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype,
-        )  # fmt: skip
+        key = memory_key(tensor)
         if tensor.numel() and key in self._seen:
             return self._seen[key]
         unique, number = name, 1
