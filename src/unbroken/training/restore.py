@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection
+import mmap
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,18 +13,34 @@ from unbroken.checkpoint import Manifest, TensorRecord, decode_tree, read_tensor
 from unbroken.checkpoint.tree import tensor_names
 from unbroken.errors import MismatchError, UnbrokenError
 from unbroken.store import Store
-from unbroken.training.capture import rebuild
+from unbroken.training.capture import dtype_name, rebuild
+from unbroken.training.live import is_plain
 from unbroken.training.objects import StateObject
+from unbroken.training.structure import compare_names, compare_structure
 
-_NAMED = 10
-"""How many tensors an error names before it only counts."""
+_HUGE = 4 << 20
+"""Bytes from which memory is worth asking for in huge pages: it holds one of them whole."""
 
 
-def load_state(store: Store, manifest: Manifest, only: Collection[str] | None = None) -> dict[str, Any]:
+def load_state(
+    store: Store,
+    manifest: Manifest,
+    only: Collection[str] | None = None,
+    *,
+    live: Mapping[str, torch.Tensor] | None = None,
+    staged: Mapping[str, memoryview] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
     """Read a checkpoint's state into host memory, every byte verified.
 
     Args:
         only: names of the objects to read; those that the checkpoint lacks are passed over. All by default.
+        live: tensors of the program, by the checkpoint's names, as :func:`~unbroken.training.live.live_tensors` chooses
+            them: where shape and element type agree, bytes are read straight into them and the state names the very
+            tensors. After an error some of them hold bytes of the checkpoint. Compare the structure before.
+        staged: the bytes of tensors by name, as they may still lie in this machine's memory; what disagrees with the
+            manifest is read from the store.
+        on_bytes: told, in any thread, of each number of bytes that arrived.
 
     Returns:
         the state by object name, with CPU tensors.
@@ -32,18 +49,42 @@ def load_state(store: Store, manifest: Manifest, only: Collection[str] | None = 
         DamagedError: bytes disagree with their digests.
     """
     tensors: dict[str, torch.Tensor] = {}
+    given = live or {}
 
     def allocate(record: TensorRecord) -> memoryview:
-        tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
+        tensor = given.get(record.name)
+        if tensor is None or not _fits(tensor, record):
+            tensor = _fresh(record)
         tensors[record.name] = tensor
         return bytes_of(tensor)
 
     tree = manifest.state
     if only is not None:
         tree = {name: part for name, part in tree.items() if name in only}
-    read_tensors(store, manifest, None if only is None else tensor_names(tree), allocate=allocate)
+    names = None if only is None else tensor_names(tree)
+    try:
+        read_tensors(store, manifest, names, allocate=allocate, staged=staged, on_bytes=on_bytes)
+    finally:
+        for name in given.keys() & tensors.keys():
+            # torch has not seen the writes: whoever kept the old values for a backward pass must be told.
+            torch.autograd.graph.increment_version(given[name])
     state: dict[str, Any] = rebuild(decode_tree(tree), tensors)
     return state
+
+
+def _fits(tensor: torch.Tensor, record: TensorRecord) -> bool:
+    return list(tensor.shape) == record.shape and dtype_name(tensor) == record.dtype and is_plain(tensor)
+
+
+def _fresh(record: TensorRecord) -> torch.Tensor:
+    """An empty tensor; a large one in huge pages, where the system has them: touching new ones costs a third then."""
+    tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
+    if record.size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (tensor.data_ptr() + record.size) // mmap.PAGESIZE * mmap.PAGESIZE
+        # Advice alone: a system that does not take it gives small pages, as before.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
+    return tensor
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -68,63 +109,10 @@ def apply_state(objects: list[StateObject], state: dict[str, Any], *, partial: b
         MismatchError: the state does not fit; names the objects or tensors.
     """
     compare_names(objects, state, partial=partial)
-    held = [item for item in objects if item.name in state]
-    for item in held:
-        if isinstance(item.value, torch.nn.Module):
-            _compare_module(item, state[item.name])
-    for item in held:
-        _load(item, state[item.name])
-
-
-def compare_names(objects: list[StateObject], held: Collection[str], *, partial: bool, exact: bool = True) -> None:
-    """Refuse objects that a checkpoint does not hold.
-
-    Args:
-        held: the names of what the checkpoint holds.
-        partial: the checkpoint is allowed to lack some of the objects, not all.
-        exact: refuse what the checkpoint holds in addition, too.
-
-    Raises:
-        MismatchError: names what is missing here or there.
-    """
-    names = [item.name for item in objects]
-    missing = [name for name in names if name not in held]
-    unknown = [name for name in held if name not in names] if exact else []
-    if partial and len(missing) < len(names):
-        missing = []
-    if missing or unknown:
-        raise MismatchError(
-            f"the checkpoint holds {', '.join(held)}, and the program's state {', '.join(names)}", kind="objects",
-            hint="Pass the same names in state={...} as the attempts before; "
-            + _differences([*(f"{n} is not in the checkpoint" for n in missing),
-                            *(f"{n} is only in the checkpoint" for n in unknown)]),
-        )  # fmt: skip
-
-
-def _compare_module(item: StateObject, saved: dict[str, Any]) -> None:
-    live = item.read()
-    problems = [f"{name} is not in the checkpoint" for name in live if name not in saved]
-    problems += [f"{name} is only in the checkpoint" for name in saved if name not in live]
-    for name in live.keys() & saved.keys():
-        here, there = live[name], saved[name]
-        if isinstance(here, torch.Tensor) != isinstance(there, torch.Tensor):
-            problems.append(f"{name} is {type(there).__name__} in the checkpoint and {type(here).__name__} here")
-        elif isinstance(here, torch.Tensor) and (here.shape, here.dtype) != (there.shape, there.dtype):
-            problems.append(f"{name} is {_shape(there)} in the checkpoint and {_shape(here)} here")
-    if problems:
-        raise MismatchError(
-            f"the checkpoint does not fit {item.name}: {_differences(sorted(problems))}", kind="tensors",
-            hint="Build the model as the attempts before did, or begin a new run at another URI",
-        )  # fmt: skip
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def _differences(problems: list[str]) -> str:
-    more = len(problems) - _NAMED
-    return "; ".join(problems[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    compare_structure(objects, state)
+    for item in objects:
+        if item.name in state:
+            _load(item, state[item.name])
 
 
 def _load(item: StateObject, saved: Any) -> None:

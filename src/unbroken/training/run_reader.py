@@ -13,8 +13,9 @@ from unbroken.errors import DamagedError, NotFoundError
 from unbroken.journal import CheckpointRecord, Journal
 from unbroken.store import open_store
 from unbroken.training.attempt import Attempt
+from unbroken.training.in_place import InPlaceRestore
 from unbroken.training.objects import StateObject
-from unbroken.training.restore import apply_state, compare_names, load_state
+from unbroken.training.restore import load_state
 
 _log = logging.getLogger("unbroken")
 
@@ -57,17 +58,13 @@ class RunReader:
             DamagedError: it is damaged, or all are.
         """
         began = self._clock.monotonic()
-        names = [item.name for item in objects]
-
-        def load(_: CheckpointRecord, manifest: Manifest) -> dict[str, Any]:
-            compare_names(objects, list(manifest.state), partial=manifest.partial, exact=False)
-            return load_state(self._opened().store, manifest, names)
-
-        found = self._load(step, load)
-        if found is None:
+        records = self._wanted(step)
+        if not records:
             return None
-        record, manifest, state = found
-        apply_state(objects, state, partial=manifest.partial)
+        journal = self._opened()
+        with InPlaceRestore(journal.store, journal.state, objects, exact=False, clock=self._clock) as restore:
+            record, manifest, state = self._load(records, step, restore.load)
+            restore.apply(manifest, state)
         return Loaded(record, manifest, self._clock.monotonic() - began)
 
     def read(self, step: int | None) -> dict[str, Any]:
@@ -77,25 +74,32 @@ class RunReader:
             NotFoundError: there is no checkpoint, or none of that step.
             DamagedError: it is damaged, or all are.
         """
-        found = self._load(step, lambda _, manifest: load_state(self._opened().store, manifest))
-        if found is None:
+        records = self._wanted(step)
+        if not records:
             raise NotFoundError(f"{self._uri} has no checkpoint yet", kind="checkpoint")
-        return found[2]
+        return self._load(records, step, lambda _, manifest: load_state(self._opened().store, manifest))[2]
 
-    def _load(self, step: int | None, load: _Load) -> tuple[CheckpointRecord, Manifest, dict[str, Any]] | None:
+    def _wanted(self, step: int | None) -> list[CheckpointRecord]:
+        """The checkpoints of ``step``, or all, in the order of their commits."""
         records = self.records()
-        if step is None:
-            if not records:
-                return None
-            journal = self._opened()
-            return restore_newest(journal.store, journal.state, load, on_damaged=self._passed_over)
-        found = [record for record in records if record.step == step]
-        if not found:
+        found = [record for record in records if step is None or record.step == step]
+        if step is not None and not found:
             raise NotFoundError(
                 f"{self._uri} has no checkpoint of step {step}", kind="checkpoint", hint="steps() says which there are"
             )
-        manifest = load_manifest(self._opened().store, found[-1])
-        return found[-1], manifest, load(found[-1], manifest)
+        return found
+
+    def _load(
+        self, records: list[CheckpointRecord], step: int | None, load: _Load
+    ) -> tuple[CheckpointRecord, Manifest, dict[str, Any]]:
+        """The newest sound one of some checkpoints; of one that was asked for by its step, that alone."""
+        journal = self._opened()
+        if step is None:
+            found = restore_newest(journal.store, journal.state, load, on_damaged=self._passed_over)
+            if found is not None:
+                return found
+        manifest = load_manifest(journal.store, records[-1])
+        return records[-1], manifest, load(records[-1], manifest)
 
     def _read_journal(self) -> Journal | None:
         if self._journal is not None:

@@ -1,0 +1,159 @@
+"""A restore into live objects: compared first, then read straight into their tensors, then loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from unbroken.checkpoint import Manifest, load_manifest
+from unbroken.checkpoint.tree import tensor_names
+from unbroken.clock import SYSTEM_CLOCK, Clock
+from unbroken.errors import DamagedError, MismatchError, UnbrokenError
+from unbroken.journal import CheckpointRecord, RunState
+from unbroken.store import Store
+from unbroken.training.live import live_tensors
+from unbroken.training.objects import StateObject
+from unbroken.training.restore import apply_state, load_state
+from unbroken.training.structure import compare_manifest
+
+_log = logging.getLogger("unbroken")
+
+OVERWRITTEN = (
+    "The program's tensors were partly overwritten and must not be trained on: build them anew, or restore again first"
+)
+"""The hint of every error that a restore ends with after it began to read into live tensors."""
+
+_SAY_EVERY = 5.0
+
+
+class InPlaceRestore:
+    """One restore into live objects; the context in which it is read and applied.
+
+    Memory that holds the state already is not asked for again: the tensors of ordinary modules, optimizers and plain
+    tensors are read in place. Where a checkpoint turns out damaged, an older one is read over what came of it.
+
+    Args:
+        store: of the run.
+        state: the run's, as its journal tells it.
+        objects: to restore.
+        exact: refuse a checkpoint that holds more objects than these.
+        staged: the bytes of a checkpoint's tensors by name, where they still lie in this machine's memory.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        state: RunState,
+        objects: list[StateObject],
+        *,
+        exact: bool = True,
+        staged: Callable[[CheckpointRecord], Mapping[str, memoryview] | None] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._store = store
+        self._imported = [record for record in state.checkpoints if not _trains(state, record)]
+        self._objects = objects
+        self._exact = exact
+        self._staged = staged
+        self._clock = clock
+        self._overwritten: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or not self._overwritten:
+            return
+        if isinstance(error, UnbrokenError):
+            error.hint = f"{error.hint}. {OVERWRITTEN}" if error.hint else OVERWRITTEN
+        else:
+            error.add_note(f"unbroken: {OVERWRITTEN}")
+
+    def load(self, record: CheckpointRecord, manifest: Manifest) -> dict[str, Any]:
+        """Compare a checkpoint with the objects, then read it; what :func:`~unbroken.checkpoint.restore_newest` calls.
+
+        Returns:
+            the state, for :meth:`apply`.
+
+        Raises:
+            MismatchError: it does not fit, and has overwritten nothing; or one that was read before, and was damaged,
+                has overwritten what this one lacks.
+            DamagedError: bytes disagree with their digests.
+        """
+        compare_manifest(self._objects, manifest, exact=self._exact)
+        self._demand_all(record, manifest)
+        names = [item.name for item in self._objects]
+        everywhere = self._everywhere(record)
+        live = live_tensors([item for item in self._objects if item.name in everywhere], manifest)
+        self._overwritten |= {name.partition("/")[0] for name in live}
+        wanted = set(tensor_names([part for name, part in manifest.state.items() if name in names]))
+        total = sum(tensor.size for tensor in manifest.tensors if tensor.name in wanted)
+        return load_state(
+            self._store, manifest, names,
+            live=live, staged=self._staged(record) if self._staged is not None else None,
+            on_bytes=RestoreProgress(total, clock=self._clock),
+        )  # fmt: skip
+
+    def apply(self, manifest: Manifest, state: dict[str, Any]) -> None:
+        """Load what was read into the objects.
+
+        Raises:
+            MismatchError: an object refuses it.
+        """
+        apply_state(self._objects, state, partial=manifest.partial)
+
+    def _everywhere(self, record: CheckpointRecord) -> set[str]:
+        """The objects that a damaged checkpoint may spoil, because whichever is read after it holds them, too.
+
+        Only imported ones lack objects of the program, which then keep their initial state.
+        """
+        names = {item.name for item in self._objects}
+        for imported in self._imported:
+            if imported.n < record.n:
+                with contextlib.suppress(DamagedError):  # nobody will go back to that one
+                    names &= load_manifest(self._store, imported).state.keys()
+        return names
+
+    def _demand_all(self, record: CheckpointRecord, manifest: Manifest) -> None:
+        lost = sorted(self._overwritten - manifest.state.keys())
+        if lost:
+            raise MismatchError(
+                f"the checkpoint of step {record.step} holds no {', '.join(lost)}, whose initial state is gone",
+                kind="objects",
+            )
+
+
+def _trains(state: RunState, record: CheckpointRecord) -> bool:
+    attempt = state.attempts.get(record.attempt)
+    return attempt is not None and attempt.trains
+
+
+class RestoreProgress:
+    """Counts bytes that arrive, from any thread, and says every five seconds how far a restore is.
+
+    Args:
+        total: bytes to come.
+    """
+
+    def __init__(self, total: int, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._total = total
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._done = 0
+        self._began = self._said = clock.monotonic()
+
+    def __call__(self, count: int) -> None:
+        now = self._clock.monotonic()
+        with self._lock:
+            self._done += count
+            if now - self._said < _SAY_EVERY:
+                return
+            self._said, done = now, self._done
+        rate = done / (now - self._began)
+        _log.info("unbroken: restoring %.1f of %.1f GB (%.1f GB/s)", done / 1e9, self._total / 1e9, rate / 1e9)
