@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import selectors
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -127,6 +129,17 @@ class Launcher:
 
     def journal(self) -> Journal:
         return Journal.open(open_store(self.uri))
+
+
+@pytest.fixture(scope="session")
+def stager() -> ModuleType:
+    """The trainer that stages, as a module: what it writes into its slots."""
+    spec = importlib.util.spec_from_file_location("stager", HERE / "stager.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["stager"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

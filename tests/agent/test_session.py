@@ -8,20 +8,37 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from unbroken.agent import claims, roster
 from unbroken.agent.arena import Arena
 from unbroken.agent.claims import Claims
-from unbroken.agent.events import Admitted, Departed, Event, Fenced, Told, Trouble
+from unbroken.agent.events import Admitted, Departed, Durable, Event, Fenced, Told, Trouble
 from unbroken.agent.session import Session
 from unbroken.clock import SYSTEM_CLOCK
 from unbroken.errors import FencedError
 from unbroken.journal import Journal, Origin
 from unbroken.journal.events import CheckpointCommitted, Note
+from unbroken.link.arena import Slot, SlotOwner
 from unbroken.link.channel import Channel, connect
-from unbroken.link.messages import PROTOCOL, Advice, Bye, Committed, Hello, Message, Refused, Stop, Welcome
+from unbroken.link.messages import (
+    PROTOCOL,
+    Advice,
+    Bye,
+    Committed,
+    Hello,
+    Message,
+    Refused,
+    Restored,
+    Sealed,
+    SlotCommitted,
+    SlotFailed,
+    SlotOffered,
+    Stop,
+    Welcome,
+)
 from unbroken.link.progress import ProgressPage
 from unbroken.store import Store, open_store
 
@@ -302,3 +319,36 @@ def test_fenced_record_is_posted_and_remembered(node: Node) -> None:
     assert isinstance(fenced, Fenced)
     assert fenced.attempt == 1
     assert node.session.heard().fenced
+
+
+def test_announced_slot_is_committed_and_known_to_be_durable(node: Node, stager: Any) -> None:
+    trainer, answer = node.join()
+    assert isinstance(answer, Welcome)
+    slot = Slot.create(0)
+    stager.fill(slot, SlotOwner(node.uri, answer.attempt, answer.claim), 4)
+    trainer.channel.send(Restored(0, 0.0, 0))
+    trainer.channel.send(SlotOffered(0), slot.descriptor)
+    trainer.channel.send(Sealed(0, 4))
+    slot.close()
+    committed = next(trainer.messages)
+    assert isinstance(committed, SlotCommitted)
+    assert committed.event == journal(node).state.checkpoints[-1].event
+    assert isinstance(node.until(Durable), Durable)
+    assert node.session.heard().committed_step == 4
+    assert node.session.unsaved() == ()
+
+
+def test_slot_that_was_never_offered_is_a_failed_save(node: Node) -> None:
+    trainer, _ = node.join()
+    trainer.channel.send(Sealed(3, 4))
+    failure = next(trainer.messages)
+    assert isinstance(failure, SlotFailed)
+    assert (failure.slot, failure.step, failure.kind) == (3, 4, "slot")
+
+
+def test_offer_without_a_descriptor_breaks_the_protocol(node: Node) -> None:
+    trainer, _ = node.join()
+    trainer.channel.send(SlotOffered(0))
+    trouble = node.until(Trouble)
+    assert isinstance(trouble, Trouble)
+    assert "without its descriptor" in trouble.text

@@ -9,21 +9,25 @@ from pathlib import Path
 
 
 def lower_uploads(nice: int) -> None:
-    """Have the calling thread, and threads that Python knows nothing of, run at this ``nice`` value (0 to 19).
+    """Put the calling thread, and threads that Python knows nothing of, ``nice`` (0 to 19) behind the main thread.
 
     The others are those of the storage library, which come to be in whichever thread uses it first. What a thread
     starts later inherits its value; the main thread, which starts the command, is left alone.
     """
     known = {thread.native_id for thread in threading.enumerate()}
-    _set([threading.get_native_id(), *(task for task in _tasks() if task not in known)], nice)
+    _set([threading.get_native_id(), *(task for task in _tasks() if task not in known)], _usual() + nice)
 
 
 def raise_uploads() -> None:
-    """Give every thread the usual value again.
+    """Give every thread the main one's priority again.
 
     Needs a right that containers often lack; where it is refused, all stays as it is.
     """
-    _set(_tasks(), 0)
+    _set(_tasks(), _usual())
+
+
+def _usual() -> int:
+    return os.getpriority(os.PRIO_PROCESS, os.getpid())
 
 
 def _tasks() -> list[int]:
@@ -37,4 +41,4 @@ def _tasks() -> list[int]:
 def _set(threads: list[int], nice: int) -> None:
     for thread in threads:
         with contextlib.suppress(OSError):  # refused, or the thread is gone
-            os.setpriority(os.PRIO_PROCESS, thread, nice)
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, nice))
