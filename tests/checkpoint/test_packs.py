@@ -101,6 +101,23 @@ def test_no_pack_is_fuller_than_asked_except_for_one_large_tensor(tensors: list[
         assert len(filled) <= 1 or sum(len(each.data) for each in filled) <= pack_size
 
 
+def test_in_a_large_pack_whatever_fills_pages_begins_at_one() -> None:
+    page = 4096
+    sizes = {"step": 4, "a": 16 * 1024 * 1024, "norm": 2 * page, "bias": 24, "b": 3 * page, "none": 0, "odd": page + 8}
+    tensors = [tensor(name, bytes(size), "float64" if name == "bias" else "float32") for name, size in sizes.items()]
+    (pack,) = packed(tensors, 256 << 20)
+    starts = {each.name: each.slices[0].start for each in pack.tensors}
+    assert pack.record.header_size % page == 0
+    assert [name for name, start in starts.items() if start % page == 0][:3] == ["a", "norm", "b"]
+    assert starts["bias"] % 8 == 0
+    assert (pack.record.size - sum(sizes.values())) < 0.001 * pack.record.size
+
+
+def test_a_small_pack_is_not_blown_up() -> None:
+    (pack,) = packed([tensor("a", bytes(4096)), tensor("b", bytes(8192))], 256 << 20)
+    assert pack.record.header_size < 512
+
+
 def test_tensors_share_packs() -> None:
     tensors = [tensor_of(f"t{i}", "float32", (4,)) for i in range(100)]
     assert len(list(plan_packs(tensors, pack_size=800))) == 2

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from tests.checkpoint.conftest import WatchedStore
 
+from unbroken.checkpoint.digest import CHUNK, DigestsOnTheWay, chunk_digests
 from unbroken.checkpoint.uploads import AT_ONCE, Upload, _Round, put_all
 from unbroken.errors import StoreError
 from unbroken.store import Store
-from unbroken.store.store import Buffer, OnPiece
+from unbroken.store.store import PIECE, Buffer, OnPiece
 from unbroken.testing import Crash
 
 SECONDS = 60
@@ -79,6 +80,97 @@ def test_the_first_error_is_raised_when_the_others_have_ended_and_nothing_more_i
     assert sorted(begun) == [f"o/{number}" for number in range(AT_ONCE)]
     assert sorted(ended) == [key for key in sorted(begun) if key != "o/1"]
     assert threads() == []
+
+
+def test_what_was_put_is_counted(folder_store: Store) -> None:
+    assert put_all(folder_store, uploads(7)) == sum(upload.size for upload in uploads(7)) == 28
+
+
+def test_every_byte_of_every_object_is_announced_and_never_two_at_once(store: Store) -> None:
+    told: list[int] = []
+    inside = threading.Lock()
+
+    def on_piece(size: int) -> None:
+        assert inside.acquire(blocking=False)
+        told.append(size)
+        time.sleep(0)  # lets another thread in, if there is one
+        inside.release()
+
+    several = [Upload(f"o/{number}", [b"a" * number, bytes(PIECE + 1)]) for number in range(2 * AT_ONCE)]
+    assert put_all(store, several, on_piece=on_piece) == sum(told)
+    assert max(told) <= PIECE
+
+
+class StopError(Exception):
+    """What a listener raises."""
+
+
+def test_a_listener_that_raises_once_stops_all_that_is_under_way_at_their_next_piece(folder_store: Store) -> None:
+    error = StopError("enough")
+    begun = threading.Barrier(AT_ONCE, timeout=SECONDS)
+    pieces: list[str] = []
+
+    class Slow(WatchedStore):
+        def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
+            assert on_piece is not None
+            begun.wait()
+            if key == "o/1":
+                on_piece(1)
+            until_failed(round_)
+            pieces.append(key)
+            super().put(key, parts, on_piece=on_piece)
+
+    def stop(_: int) -> None:
+        raise error
+
+    round_ = _Round(Slow(folder_store), uploads(2 * AT_ONCE), stop)
+    with pytest.raises(StopError) as caught:
+        round_.run()
+    assert caught.value is error
+    assert sorted(pieces) == ["o/0", "o/2", "o/3"]
+    assert list(folder_store.list("")) == []
+    assert threads() == []
+
+
+def test_what_comes_next_is_found_out_while_the_first_is_under_way(folder_store: Store) -> None:
+    asked = threading.Event()
+
+    class Waiting(WatchedStore):
+        def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
+            if key == "o/0":
+                assert asked.wait(SECONDS)
+            super().put(key, parts, on_piece=on_piece)
+
+    def found() -> Iterator[Upload]:
+        yield from uploads(1)
+        asked.set()
+        yield Upload("o/last", [b"x"])
+
+    assert put_all(Waiting(folder_store), found()) == 2
+    assert {info.key for info in folder_store.list("")} == {"o/0", "o/last"}
+
+
+def test_an_error_while_finding_out_what_comes_next_is_raised(folder_store: Store) -> None:
+    def broken() -> Iterator[Upload]:
+        yield from uploads(2)
+        raise ValueError("a fault of our own")
+
+    with pytest.raises(ValueError, match="of our own"):
+        put_all(folder_store, broken())
+    assert threads() == []
+
+
+def test_digests_are_whole_at_the_end_whether_or_not_the_store_announces_pieces(folder_store: Store) -> None:
+    class Silent(WatchedStore):
+        def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
+            super().put(key, parts)
+
+    data = bytes(range(256)) * (CHUNK // 128)
+    for store in (folder_store, Silent(folder_store)):
+        digests: list[str] = []
+        put_all(store, [Upload("p", [b"header", data], DigestsOnTheWay([(data, digests)], skip=6))])
+        assert digests == chunk_digests(data)
+        assert len(digests) == 2
 
 
 def until_failed(round_: _Round) -> None:

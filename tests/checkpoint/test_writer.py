@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 import pytest
-from tests.checkpoint.conftest import Attempt, Content, WatchedStore, restore, state_of, tensor_of
+from tests.checkpoint.conftest import Attempt, Content, WatchedStore, restore, state_of, tensor, tensor_of
 
 from unbroken.checkpoint import encode_tree, load_manifest, verify_checkpoint
-from unbroken.checkpoint.digest import sha256
+from unbroken.checkpoint.digest import digest, sha256
 from unbroken.checkpoint.dtypes import KNOWN
 from unbroken.checkpoint.manifest import RankRecord
+from unbroken.checkpoint.packs import plan_packs
 from unbroken.checkpoint.staged import HostState
 from unbroken.errors import StoreError
 from unbroken.journal import Journal
 from unbroken.store import Store
 from unbroken.store.store import Buffer, OnPiece
 from unbroken.testing import FaultyStore
+
+MiB = 1 << 20
 
 
 def names(store: Store, prefix: str) -> set[str]:
@@ -73,6 +77,110 @@ def test_an_unchanged_tensor_is_referred_to_and_not_written_again(store: Store) 
     found = restore(store)
     assert found is not None
     assert found.content == {"frozen": b"f" * 5000, "w": b"b" * 10}
+
+
+def test_with_nine_tenths_frozen_the_changed_bytes_and_at_most_a_hundredth_more_are_written(store: Store) -> None:
+    attempt = Attempt(store)
+    frozen = {f"frozen/{number}": bytes([number]) * MiB for number in range(27)}
+    trained = {"w": 2 * MiB, "m": 500_000, "v": 500_000, "step": 4}
+    attempt.save(1, frozen | {name: b"a" * size for name, size in trained.items()})
+    before = stored(store)
+    event = attempt.save(2, frozen | {name: b"b" * size for name, size in trained.items()})
+    changed = sum(trained.values())
+    assert changed < 0.1 * event.size
+    assert event.written == stored(store) - before
+    assert changed < event.written <= 1.01 * changed
+
+
+def test_no_chunk_is_digested_twice(folder_store: Store, small_chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = Attempt(folder_store)
+    content = {"frozen": b"f" * 300, "w": b"a" * 300, "end": b"x" * 300}
+    attempt.save(1, content)
+    seen: list[int] = []
+    monkeypatch.setattr("unbroken.checkpoint.digest.digest", lambda data: (seen.append(len(data)), digest(data))[1])
+    attempt.save(2, content | {"w": b"b" * 300, "end": b"x" * 299 + b"y", "new": b"n" * 300})
+    assert sorted(seen) == sorted(4 * [*(4 * [small_chunks]), 300 - 4 * small_chunks])
+    found = restore(folder_store)
+    assert found is not None
+    assert found.content["end"] == b"x" * 299 + b"y"
+
+
+def test_a_pack_is_on_its_way_before_later_tensors_are_looked_at(
+    folder_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbroken.checkpoint.packing.plan_packs", partial(plan_packs, pack_size=100))
+    begun = threading.Event()
+    late: list[bytes] = []
+
+    def slow_digest(data: bytes) -> str:
+        if bytes(data[:1]) == b"z":
+            assert begun.wait(60)
+            late.append(bytes(data))
+        return digest(data)
+
+    def before(method: str, key: str) -> None:
+        if key.startswith("packs/"):
+            begun.set()
+
+    attempt = Attempt(WatchedStore(folder_store, before))
+    content = {"a": b"a" * 80, "b": b"b" * 80, "z": b"z" * 80}
+    attempt.save(1, content)
+    begun.clear()
+    monkeypatch.setattr("unbroken.checkpoint.digest.digest", slow_digest)
+    attempt.save(2, {"a": b"1" * 80, "b": b"2" * 80, "z": b"z" * 79 + b"3"})
+    assert late == [b"z" * 79 + b"3"]
+    found = restore(folder_store)
+    assert found is not None
+    assert found.content == {"a": b"1" * 80, "b": b"2" * 80, "z": b"z" * 79 + b"3"}
+
+
+def test_every_byte_that_is_written_is_announced(store: Store) -> None:
+    told: list[int] = []
+    attempt = Attempt(store)
+    for step, size in enumerate([100, 40 * MiB], start=1):
+        told.clear()
+        tensors = [tensor_of("small", "uint8", (7,)), tensor("w", bytes(size)), tensor("v", b"v" * 100)]
+        event = attempt.writer.write(state_of(step, tensors, {"loss": [(step, 1.0)]}), on_piece=told.append)
+        assert sum(told) == event.written
+        assert max(told) <= 16 * MiB
+
+
+class StopError(Exception):
+    """What a listener raises."""
+
+
+class Stop:
+    """A listener that raises at a piece, counted from 1."""
+
+    def __init__(self, piece: int) -> None:
+        self.error = StopError(piece)
+        self._left = piece
+
+    def __call__(self, _: int) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise self.error
+
+
+def test_a_write_that_is_stopped_anywhere_changes_nothing_and_the_next_one_succeeds(folder_store: Store) -> None:
+    attempt = Attempt(folder_store)
+    first = attempt.save(1, {"w": b"a" * 100})
+    large = state_of(2, [tensor("w", b"b" * 100), tensor("large", bytes(17 * MiB))], {"loss": [(2, 1.0)]})
+    pieces: list[int] = []
+    attempt.writer.write(large, on_piece=pieces.append)
+    again = Attempt(folder_store)
+    before = attempt.journal.state.checkpoints[0]
+    again.writer.continue_from(before, load_manifest(folder_store, before))
+    for piece in range(1, len(pieces) + 1):
+        with pytest.raises(StopError) as caught:
+            again.writer.write(large, on_piece=(stop := Stop(piece)))
+        assert caught.value is stop.error
+        assert len(Journal.open(folder_store).state.commits) == 2
+    assert again.writer.write(large).parent == first.manifest
+    found = restore(folder_store)
+    assert found is not None
+    assert (found.manifest.attempt, found.content["w"], len(found.content["large"])) == (2, b"b" * 100, 17 * MiB)
+    assert found.passed_over == []
 
 
 def test_a_wholly_unchanged_state_writes_no_pack(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import itertools
 import os
@@ -13,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 import obstore
 import pytest
 from obstore.store import S3Store
+from tests.conftest import S3Server
 
 from unbroken.errors import AccessError, DamagedError, NotFoundError, StoreError, UnbrokenError
 from unbroken.store import Store, open_store
 from unbroken.store.objects import ObjectStore
+from unbroken.store.store import PIECE
 from unbroken.testing import Crash
 
 MiB = 1 << 20
@@ -114,6 +117,72 @@ class TestPut:
             with pytest.raises(StoreError) as caught:
                 call()
             assert caught.value.kind == "key"
+
+
+class StopError(Exception):
+    """What a listener raises."""
+
+
+STOPS: list[BaseException] = [StopError("enough"), OSError(5, "not the store's"), ValueError("odd"), Crash("gone")]
+
+
+class TestPieces:
+    @pytest.mark.parametrize("sizes", [[1], [8 * MiB], [5, 20 * MiB], [40 * MiB + 1, 3, 16 * MiB, 0, 2 * MiB]])
+    def test_every_byte_is_announced_once_in_pieces_of_at_most_16_mib(self, store: Store, sizes: list[int]) -> None:
+        told: list[tuple[int, str]] = []
+        caller = threading.current_thread().name
+        store.put(
+            "p",
+            [pattern(size) for size in sizes],
+            on_piece=lambda size: told.append((size, threading.current_thread().name)),
+        )
+        assert sum(size for size, _ in told) == sum(sizes)
+        assert max(size for size, _ in told) <= PIECE == 16 * MiB
+        assert {thread for _, thread in told} == {caller}
+        assert [(info.key, info.size) for info in store.list("")] == [("p", sum(sizes))]
+
+    @pytest.mark.parametrize("error", STOPS, ids=lambda error: type(error).__name__)
+    @pytest.mark.parametrize(("size", "piece"), [(9, 1), (2 * MiB, 1), (17 * MiB, 2), (33 * MiB, 1), (33 * MiB, 3)])
+    def test_a_listener_that_raises_ends_the_put_and_its_own_exception_comes_out(
+        self, store: Store, error: BaseException, size: int, piece: int
+    ) -> None:
+        told: list[int] = []
+
+        def stop(length: int) -> None:
+            told.append(length)
+            if len(told) == piece:
+                raise error
+
+        data = pattern(size)
+        store.put("old", [b"old"])
+        for key in ("new", "old"):
+            told.clear()
+            with pytest.raises(type(error)) as caught:
+                store.put(key, [data], on_piece=stop)
+            assert caught.value is error
+            assert len(told) == piece
+        assert [info.key for info in store.list("")] == ["old"]
+        assert store.get("old") == b"old"
+        store.put("new", [data], on_piece=told.append)  # the store goes on
+        assert store.get("new") == data
+
+    def test_an_upload_that_was_stopped_leaves_no_parts_in_the_bucket(self, s3_environment: S3Server) -> None:
+        store = open_store("s3://unbroken-tests/stopped/run")
+        with contextlib.closing(s3_environment.client()) as client:
+            bucket = {"Bucket": s3_environment.bucket}
+            control = client.create_multipart_upload(**bucket, Key="stopped/run/control")["UploadId"]
+            told: list[int] = []
+
+            def stop(length: int) -> None:
+                told.append(length)
+                if len(told) == 3:
+                    raise StopError
+
+            with pytest.raises(StopError):
+                store.put("p", [bytes(80 * MiB)], on_piece=stop)
+            left = client.list_multipart_uploads(**bucket, Prefix="stopped/").get("Uploads", [])
+            assert [upload["Key"] for upload in left] == ["stopped/run/control"]
+            client.abort_multipart_upload(**bucket, Key="stopped/run/control", UploadId=control)
 
 
 class TestGet:

@@ -87,8 +87,8 @@ def test_large_objects_that_are_put_together_share_the_parts_under_way() -> None
     store = ObjectStore(None, "s3://bucket/run")
     with store._share() as alone, store._share() as second, store._share() as third, store._share() as fourth:
         assert alone == _CONCURRENCY
-        assert alone + second + third + fourth <= 2 * _CONCURRENCY
-        assert fourth >= 2
+        assert second == third == fourth >= 4
+        assert alone + second + third + fourth <= 20  # of 16 MiB each: 3.7 MB/s bring all through in 90 s
     with store._share() as alone:
         assert alone == _CONCURRENCY
 

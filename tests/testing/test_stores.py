@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,24 @@ def test_the_moment_decides_whether_the_call_took_effect(store: Store, moment: s
         with pytest.raises(StoreError):
             write(FaultyStore(store, fail_call=1, moment=moment))  # type: ignore[arg-type]
         assert (key in [info.key for info in store.list("")]) is there
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "retried"])
+def test_a_listener_to_pieces_hears_of_a_put_that_takes_effect_and_may_end_it(store: Store, moment: str) -> None:
+    told: list[int] = []
+    faulty = FaultyStore(store, fail_call=1, moment=moment)  # type: ignore[arg-type]
+    with pytest.raises(StoreError) if moment != "retried" else contextlib.nullcontext():
+        faulty.put("b", [b"x", b"yz"], on_piece=told.append)
+    assert sum(told) == (0 if moment == "before" else 3)
+    error = ValueError("enough")
+
+    def stop(_: int) -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="enough") as caught:
+        faulty.put("c", [b"x"], on_piece=stop)
+    assert caught.value is error
+    assert "c" not in [info.key for info in store.list("")]
 
 
 def test_a_delete_can_fail_between_two_keys(store: Store) -> None:

@@ -91,10 +91,10 @@ class ObjectStore:
     @contextmanager
     def _share(self) -> Iterator[int]:
         """How many parts of a large object to send at a time: fewer where others are under way, so that each part still
-        gets through in time on a slow line."""
+        gets through in time on a slow line. With less than 4 each, a save waits for its last pack."""
         with self._lock:
             self._under_way += 1
-            share = max(2, _CONCURRENCY // self._under_way)
+            share = _CONCURRENCY if self._under_way == 1 else _CONCURRENCY // 2
         try:
             yield share
         finally:
