@@ -132,6 +132,7 @@ def _folder(options: argparse.Namespace) -> Rates:
     state, shifted = State(options.size), State(options.size, shift=8)
     rates: Rates = {}
     for repetition in range(options.repetitions):
+        touch_memory(2 * options.size)  # the page cache's
         with tempfile.TemporaryDirectory(prefix="unbroken-benchmark-", dir=options.folder or None) as name:
             methods = {
                 "save": _prepared_save(f"{name}/run", state),
