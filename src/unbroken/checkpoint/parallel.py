@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from threading import Event, Lock, Thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -16,29 +16,37 @@ def in_threads(work: Callable[[Item], None], items: Iterable[Item], *, threads: 
     After an error, and after a KeyboardInterrupt of the caller, no further item is begun.
 
     Args:
-        threads: how many calls at once.
+        threads: how many calls at once, at most.
         name: what the threads' names begin with.
     """
-    stop = threading.Event()
+    # No ThreadPoolExecutor: interrupted while it starts a thread, it forgets to wait for that one.
+    waiting, lock, stop = list(items)[::-1], Lock(), Event()
+    errors: list[BaseException] = []
 
-    def begin(item: Item) -> None:
-        if stop.is_set():
-            return
-        try:
-            work(item)
-        except BaseException:
-            stop.set()  # at once: the caller wakes up only after others have taken their next item
-            raise
+    def labour() -> None:
+        while not stop.is_set():
+            with lock:
+                if not waiting:
+                    return
+                item = waiting.pop()
+            try:
+                work(item)
+            except BaseException as error:  # noqa: BLE001 - raised again where the work was asked for
+                errors.append(error)
+                stop.set()
 
-    with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
-        futures: list[Future[None]] = []
-        try:
-            futures.extend(pool.submit(begin, item) for item in items)
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done():
-                    future.result()
-        finally:
-            stop.set()
-            for future in futures:
-                future.cancel()
+    workers = [Thread(target=labour, name=f"{name}_{number}") for number in range(min(threads, len(waiting)))]
+    begun: list[Thread] = []
+    try:
+        for worker in workers:
+            begun.append(worker)
+            worker.start()
+        for worker in begun:
+            worker.join()
+    finally:
+        stop.set()
+        for worker in begun:
+            with contextlib.suppress(RuntimeError):  # it could not be started
+                worker.join()
+    if errors:
+        raise errors[0]
