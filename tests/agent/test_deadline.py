@@ -38,9 +38,11 @@ def test_next_change_is_when_the_pressure_rises() -> None:
 
 
 @given(st.floats(0, 1e6), st.floats(0.01, 1e5))
-def test_sigterm_comes_before_sigkill_and_both_before_the_deadline(heard_at: float, seconds: float) -> None:
+def test_sigterm_comes_before_sigkill_then_the_last_upload_and_all_before_the_deadline(
+    heard_at: float, seconds: float
+) -> None:
     deadline = Deadline(heard_at, heard_at + seconds)
-    assert heard_at <= deadline.terminate_at <= deadline.kill_at <= deadline.at
+    assert heard_at <= deadline.terminate_at <= deadline.kill_at <= deadline.leave_at <= deadline.at
     assert deadline.terminate_at - heard_at >= 0.8 * seconds - 1e-6  # most of the time belongs to the save
 
 

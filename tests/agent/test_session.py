@@ -15,7 +15,7 @@ import pytest
 from unbroken.agent import claims, roster
 from unbroken.agent.arena import Arena
 from unbroken.agent.claims import Claims
-from unbroken.agent.events import Admitted, Departed, Durable, Event, Fenced, Told, Trouble
+from unbroken.agent.events import Admitted, Departed, Durable, Event, Fenced, Told, Trouble, Woken
 from unbroken.agent.session import Session
 from unbroken.clock import SYSTEM_CLOCK
 from unbroken.errors import FencedError
@@ -335,6 +335,7 @@ def test_announced_slot_is_committed_and_known_to_be_durable(node: Node, stager:
     assert committed.event == journal(node).state.checkpoints[-1].event
     assert isinstance(node.until(Durable), Durable)
     assert node.session.heard().committed_step == 4
+    node.until(Woken)
     assert node.session.unsaved() == ()
 
 

@@ -151,7 +151,22 @@ def test_notice_bounds_the_rescue(launcher: Any, sound: Any) -> None:
     agent.signal(signal.SIGTERM)
     assert agent.wait() == 75, agent.output
     assert "step 4 could not be made durable in time" in agent.output
-    assert launcher.journal().state.attempts[1].ended.cause == "interrupted"
+    assert sound() == []
+
+
+def test_trainer_killed_while_a_notice_runs_still_has_its_state_saved(launcher: Any, sound: Any) -> None:
+    gate = launcher.folder / "gate"
+    agent = start(launcher, "supervised", {"saves": [4]}, gate=str(gate), grace=60.0)
+    agent.until("announced 4")
+    await_file(launcher.folder / "held")
+    agent.signal(signal.SIGTERM)
+    agent.until('heard {"type":"stop"')
+    psutil.Process(agent.status().trainers[0].pid).kill()
+    agent.until("the trainer is gone: making step 4")
+    gate.touch()
+    assert agent.wait() == 75, agent.output
+    assert "interrupted; step 4 is durable" in agent.output
+    assert [record.step for record in sound()] == [4]
 
 
 def test_killed_agent_is_adopted_and_the_step_is_committed_once(launcher: Any, sound: Any) -> None:

@@ -233,7 +233,9 @@ def test_fault_of_our_own_is_a_failed_save_and_the_thread_goes_on(node: Node) ->
     node.writer.restored("")
     node.store.errors = [ZeroDivisionError("made up")]
     node.save(4)
-    assert (node.failure().kind, node.uploader.left()) == ("fault", ())
+    assert node.failure().kind == "fault"
+    node.until(Woken)
+    assert node.uploader.left() == ()
     node.announce(0, 4)
     assert isinstance(node.answer(), SlotCommitted)
 
