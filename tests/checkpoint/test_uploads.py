@@ -114,22 +114,41 @@ def test_a_listener_that_raises_once_stops_all_that_is_under_way_at_their_next_p
         def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
             assert on_piece is not None
             begun.wait()
-            if key == "o/1":
-                on_piece(1)
-            until_failed(round_)
-            pieces.append(key)
-            super().put(key, parts, on_piece=on_piece)
+            on_piece(len(parts[0]))
+            if key != "o/1":
+                until_failed(round_)
+                pieces.append(key)
+            on_piece(len(parts[1]))
+            raise AssertionError("it goes on")
 
-    def stop(_: int) -> None:
-        raise error
+    def stop(size: int) -> None:
+        if size == 1001:
+            raise error
 
-    round_ = _Round(Slow(folder_store), uploads(2 * AT_ONCE), stop)
+    several = [Upload(f"o/{number}", [bytes(1000 + number), b"b"]) for number in range(2 * AT_ONCE)]
+    round_ = _Round(Slow(folder_store), several, stop)
     with pytest.raises(StopError) as caught:
         round_.run()
     assert caught.value is error
     assert sorted(pieces) == ["o/0", "o/2", "o/3"]
-    assert list(folder_store.list("")) == []
     assert threads() == []
+
+
+def test_an_object_of_one_piece_that_is_under_way_is_let_go_on(folder_store: Store) -> None:
+    begun = threading.Barrier(2, timeout=SECONDS)
+
+    class Failing(WatchedStore):
+        def put(self, key: str, parts: Sequence[Buffer], *, on_piece: OnPiece | None = None) -> None:
+            begun.wait()
+            if key == "o/1":
+                raise StoreError("no", kind="full")
+            until_failed(round_)
+            super().put(key, parts, on_piece=on_piece)
+
+    round_ = _Round(Failing(folder_store), uploads(2))
+    with pytest.raises(StoreError):
+        round_.run()
+    assert [info.key for info in folder_store.list("")] == ["o/0"]
 
 
 def test_what_comes_next_is_found_out_while_the_first_is_under_way(folder_store: Store) -> None:

@@ -34,8 +34,8 @@ def put_all(store: Store, uploads: Iterable[Upload], *, on_piece: OnPiece | None
     Each is asked for when there is room for it: an iterator may find out meanwhile what comes next. One thread at a
     time asks, and not always the same.
 
-    After a failure no further one is begun; those under way are stopped at their next piece, and then the first error
-    is raised.
+    After a failure no further one is begun; those under way are stopped before their next piece, and then the first
+    error is raised.
 
     Args:
         on_piece: as in :meth:`~unbroken.store.Store.put`, for all objects together: never called twice at the same
@@ -90,9 +90,13 @@ class _Round:
             return upload
 
     def _put(self, upload: Upload) -> None:
+        sent = 0
+
         def announce(size: int) -> None:
-            if self._errors:
+            nonlocal sent
+            if sent and self._errors:  # what has one piece alone would not end any sooner
                 raise _Stopped
+            sent += size
             if self._on_piece is not None:
                 with self._telling:
                     self._on_piece(size)
