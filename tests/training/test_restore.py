@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.training.saved import save
 
 from unbroken.checkpoint import decode_tree
 from unbroken.errors import MismatchError
+from unbroken.store import open_store
 from unbroken.training.capture import capture, rebuild
 from unbroken.training.objects import state_objects
-from unbroken.training.restore import apply_state
+from unbroken.training.restore import apply_state, load_state
 
 
 def saved_state(objects):
@@ -107,3 +109,30 @@ def test_torchdata_s_stateful_loader_resumes_in_the_middle_of_an_epoch():
     apply_state(state_objects({"loader": resumed}), state)
     used += [batch.tolist() for batch in resumed]
     assert [number for batch in used for number in batch] == list(range(20))
+
+
+def test_large_tensors_get_memory_of_their_own_in_huge_pages_and_the_right_bytes(uri):
+    state = {
+        "small": torch.arange(3.0),
+        "large": torch.arange(3_000_000, dtype=torch.float32),
+        "none": torch.ones(0, 2),
+    }
+    manifest = save(uri, state)
+    loaded = load_state(open_store(uri), manifest)
+    assert {name: torch.equal(loaded[name], tensor) for name, tensor in state.items()} == dict.fromkeys(state, True)
+    assert all(loaded[name].data_ptr() != state[name].data_ptr() for name in ("small", "large"))
+
+
+def test_live_tensors_that_do_not_agree_are_left_alone(uri):
+    manifest = save(uri, {"t": torch.arange(3.0), "u": torch.arange(3.0)})
+    live = {"t": torch.zeros(3, dtype=torch.float64), "u": torch.zeros(1).expand(3), "more": torch.zeros(3)}
+    loaded = load_state(open_store(uri), manifest, live=live)
+    assert [tensor.sum().item() for tensor in live.values()] == [0, 0, 0]
+    assert loaded["t"].tolist() == loaded["u"].tolist() == [0, 1, 2]
+
+
+def test_only_the_named_objects_are_read(uri):
+    manifest = save(uri, {"t": torch.arange(3.0), "u": torch.arange(2.0)})
+    counts = []
+    assert set(load_state(open_store(uri), manifest, ["t", "absent"], on_bytes=counts.append)) == {"t"}
+    assert sum(counts) == 12
