@@ -15,7 +15,9 @@ _WARM_STEPS = 5
 _STEPS_AFTER = 1
 """How many steps, after the one during which a save became durable, still belong to it: memory and files are freed."""
 _FEWEST_QUIET = 3
-_MOST_PERIODS = 20
+_LONGEST_WAIT = 600.0
+_LOOK_SECONDS = 0.5
+"""While a save is due and cannot begin, the store and the processes are not looked at in each step."""
 _SETTLE_SECONDS = 0.3
 
 
@@ -90,6 +92,8 @@ class Loop:
 
     def _train(self, costs: SaverTime) -> None:
         step, due_at, boundary = 0, self._every, 0.0
+        looked = waited = 0.0
+        before = (0, 0.0)
         while True:
             seconds = self._training.timed_step()
             step += 1
@@ -99,17 +103,19 @@ class Loop:
             due = step >= due_at
             if due:
                 self._digests = self._training.digests()
-                before = (self._place.stored(), costs.total())
+                if time.monotonic() > looked + _LOOK_SECONDS:
+                    before, looked = (self._place.stored(), costs.total()), time.monotonic()
             at = time.time()
             with costs:
                 began = time.monotonic()
                 saved = self._saving.boundary(step, due=due)
                 boundary = time.monotonic() - began
+            waited = waited + boundary + seconds if due and not saved else 0.0
             if saved:
                 self._saves.append(_Save(step, at, boundary, before))
                 due_at, boundary = (step // self._every + 1) * self._every, 0.0
-            elif step > _MOST_PERIODS * (self._count + 1) * self._every:
-                raise RuntimeError(f"{len(self._saves)} of {self._count} saves began within {step} steps")
+            elif waited > _LONGEST_WAIT:
+                raise RuntimeError(f"save {len(self._saves) + 1} of {self._count} has not begun for {waited:.0f} s")
 
     def _about(self, durable: list[float], samples: list[tuple[int, float]], warm: list[float]) -> list[dict[str, Any]]:
         """Of each save: its stall, what the training lost, when it was durable, what was stored, processor seconds.

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from loop import Loop
 from method import Place
@@ -20,6 +21,7 @@ _COPIES = 7
 _STEPS = 5
 _LONGER_THAN_COPY = 2.0
 _SETTLE_SECONDS = 0.3
+_KEPT_FREE = 2 << 30
 _MEMORY = {"probe": 1.5, "save": 2.5, "restore": 2.0}
 """States' worth of fresh memory that is used while a role is measured: copies, staging slots, a file's cached pages."""
 
@@ -76,7 +78,7 @@ def _probe(plan: dict[str, Any]) -> dict[str, Any]:
 def _training(plan: dict[str, Any], *, rows: int) -> Training:
     training = Training(plan["size"], seed=plan["seed"], rows=rows, frozen=plan["frozen"])
     states = _MEMORY[plan["role"]] + (plan["saves"] if plan["role"] == "save" and plan["folder"] else 0)
-    touch_memory(round(states * plan["size"]))
+    touch_memory(min(round(states * plan["size"]), psutil.virtual_memory().available - _KEPT_FREE))
     return training
 
 

@@ -48,7 +48,7 @@ class Training:
     Args:
         size: bytes of the state.
         seed: of the values.
-        rows: of the batch; 0: no forward and backward, the optimizer's step alone.
+        rows: of the batch; 0: no forward and backward, the gradients are only scaled.
         frozen: share of the layers that is not trained; those are the first ones.
     """
 
@@ -64,6 +64,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-3, fused=True)
         self._values = [torch.randn(rows, side) for _ in range(count + 1)]
         self._errors = [torch.randn(rows, side) / side for _ in range(2)]
+        self._scale = 1.0
         self.optimizer.step()  # makes the moments
 
     def timed_step(self) -> float:
@@ -77,6 +78,10 @@ class Training:
     def forward_backward(self) -> None:
         """Read every layer and write every gradient. Changes nothing of the state."""
         if not len(self._values[0]):
+            # With gradients that stay the same the moments would come to rest, and need not be saved again.
+            scale = 0.5 + random.random()
+            torch._foreach_mul_([each.grad for each in self.trained], scale / self._scale)
+            self._scale = scale
             return
         with torch.no_grad():
             weights = list(self.model.parameters())

@@ -81,3 +81,57 @@ def test_listing_pages_to_its_end_and_forgets_what_was_deleted(store: Store) -> 
     assert [found.key for found in store.list("journal")] == keys[1:]
     with pytest.raises(NotFoundError):
         store.get(keys[0])
+
+
+def test_a_copy_has_the_bytes_of_its_source(client: Any) -> None:
+    from servers import BUCKET
+
+    client.put_object(Bucket=BUCKET, Key="a b", Body=b"content")
+    client.copy_object(Bucket=BUCKET, Key="copy", CopySource={"Bucket": BUCKET, "Key": "a b"})
+    client.delete_object(Bucket=BUCKET, Key="a b")
+    assert client.get_object(Bucket=BUCKET, Key="copy")["Body"].read() == b"content"
+
+
+def test_uploads_are_listed_until_they_are_complete(client: Any) -> None:
+    from servers import BUCKET
+
+    upload = client.create_multipart_upload(Bucket=BUCKET, Key="large")["UploadId"]
+    assert [one["UploadId"] for one in client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]] == [upload]
+    client.abort_multipart_upload(Bucket=BUCKET, Key="large", UploadId=upload)
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=BUCKET)
+
+
+@pytest.fixture
+def byte_server(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import byte_server
+
+    return byte_server
+
+
+def test_an_arena_that_forgets_holds_the_newest_bytes_and_says_which_are_gone(byte_server: Any) -> None:
+    mib = 1 << 20
+    arena = byte_server.Arena(4 * mib, forget=True)
+    blocks = [arena.take(mib) for _ in range(4)]
+    small = arena.take(100)
+    assert all(arena.holds(block) for block in [*blocks, small])
+    newer = arena.take(2 * mib)
+    newer.memory[:] = b"n" * len(newer.memory)
+    assert [arena.holds(block) for block in blocks] == [False, False, True, True]
+    assert arena.holds(newer)
+    assert bytes(blocks[0].memory[:1]) == b"n"  # the same memory, which is why it must say so
+    whole = arena.take(3 * mib)  # does not fit in what is left of the round
+    assert len(whole.memory) == 3 * mib
+    assert not arena.holds(newer)
+    assert arena.holds(small)
+    assert arena.holds(arena.take(5 * mib))
+
+
+def test_a_pace_waits_for_as_long_as_the_bytes_would_take(byte_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(byte_server.time, "monotonic", lambda: 100.25)
+    monkeypatch.setattr(byte_server.time, "sleep", slept.append)
+    byte_server.Pace(90e6, 0.02).hold(100.0, 90_000_000)
+    byte_server.Pace(90e6, 0.02).hold(100.0, 9_000_000)
+    byte_server.Pace().hold(100.0, 90_000_000)
+    assert slept == [0.75]
