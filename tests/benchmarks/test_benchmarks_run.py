@@ -18,7 +18,8 @@ TINY = ("--size", "2MB", "--repetitions", "1", "--saves", "2", "--period", "0.2"
 
 
 def run_benchmark(script: str, *arguments: str, out: Path) -> dict[str, Any]:
-    command = [sys.executable, "-W", "error", str(BENCHMARKS / script), *arguments, "--out", str(out)]
+    warnings = ("-W", "error", "-W", "ignore:The pynvml package:FutureWarning")  # torch's word on a peer's dependency
+    command = [sys.executable, *warnings, str(BENCHMARKS / script), *arguments, "--out", str(out)]
     done = subprocess.run(command, cwd=out.parent, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(out.read_text())
