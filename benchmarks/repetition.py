@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from servers import BUCKET, running_server, s3_client
 _PROCESS_SECONDS = 1800.0
 _ROOM = 1.3
 """States' worth of memory of the byte server that forgets: one whole one, and the objects beside it."""
+_PASSED_OVER = re.compile(
+    r"^Exception ignored in.*\n(?:Traceback.*\n)?(?:[ \t].*\n)*\S*(?:Error|Exception).*\n?", re.MULTILINE
+)
 _SOCKETS = Path("/tmp/ckpt_sock")
 """Where DLRover puts its sockets, in a folder of its own for each mark."""
 
@@ -29,10 +33,10 @@ class TornError(Exception):
 
 
 class MethodFailedError(Exception):
-    """A measured process ended with an error. ``reason`` is its last line."""
+    """A measured process ended with an error. ``reason`` is its last line, but for errors that Python passed over."""
 
     def __init__(self, what: str, log: str) -> None:
-        lines = [line for line in log.strip().splitlines() if line.strip()]
+        lines = [line for line in _PASSED_OVER.sub("", log).splitlines() if line.strip()]
         self.reason = lines[-1].strip()[:200] if lines else "no output"
         super().__init__(f"{what}:\n{log[-5000:]}")
 

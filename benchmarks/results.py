@@ -129,7 +129,8 @@ def snapshot(name: str, method: dict[str, Any]) -> str:
     if name == "nothing":
         return "-"
     runs = len(method["restored"]) + (method["memory"] is not None)
-    return f"TORN ({method['torn']} of {runs})" if method["torn"] else "whole"
+    words = f"TORN ({method['torn']} of {runs})" if method["torn"] else "whole"
+    return f"{words}, failed {len(method['failed'])} times" if method["failed"] else words
 
 
 def left_behind(method: dict[str, Any]) -> str:

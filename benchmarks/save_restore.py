@@ -28,6 +28,8 @@ _FEWEST_STEPS = 6
 _PERIOD = {False: 3.5, True: 7.0}
 """Seconds from save to save for each GB of state: near, and far."""
 _SHORTEST_PERIOD = 2.0
+_TRIES = 2
+"""How often a peer is started that has not worked yet."""
 
 
 def main() -> None:
@@ -87,7 +89,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     probes = [repetition.probe()]
     steps = _steps_between(options, probes[0])
     samples: dict[str, dict[str, Any]] = {
-        name: {"saved": [], "restored": [], "memory": None, "torn": 0, "left": []} for name in names
+        name: {"saved": [], "restored": [], "memory": None, "torn": 0, "left": [], "failed": []} for name in names
     }
     for number in range(options.repetitions):
         probes += [repetition.probe()] if number else []
@@ -95,9 +97,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             _say(f"repetition {number + 1} of {options.repetitions}: {name}")
             _measure_one(repetition, name, samples, skipped, steps, probes[0]["rows"])
     if not options.no_memory:
-        for name in names:
+        for name in [name for name in names if name in samples]:
             _say(f"memory: {name}")
             _measure_one(repetition, name, samples, skipped, steps, probes[0]["rows"], watched=True)
+    for name in [name for name in samples if not samples[name]["saved"]]:
+        skipped[name] = f"failed: {samples.pop(name)['failed'][-1]}"
     warm = statistics.median(probe["warm"] for probe in probes)
     return {
         "date": begun.isoformat(timespec="seconds"), "host": before,
@@ -112,7 +116,7 @@ def _measure_one(
     repetition: Repetition, name: str, samples: dict[str, dict[str, Any]], skipped: dict[str, str],
     steps: int, rows: int, *, watched: bool = False,
 ) -> None:  # fmt: skip
-    """One repetition of one method. A peer that fails is out, with the reason; so is what it has measured until then.
+    """One repetition of one method. A peer that fails is noted, with the reason; one that never worked is out.
 
     Raises:
         TornError: what was restored by Unbroken is not what was saved.
@@ -126,9 +130,11 @@ def _measure_one(
     except MethodFailedError as error:
         if METHODS[name].ours:
             raise
-        skipped[name] = f"failed: {error.reason}"
-        _say(f"{name} {skipped[name]}")
-        del samples[name]
+        _say(f"{name} failed: {error.reason}")
+        mine["failed"].append(error.reason)
+        if not mine["saved"] and (watched or len(mine["failed"]) >= _TRIES):
+            skipped[name] = f"failed: {error.reason}"
+            del samples[name]
         return
     if one["torn"]:
         if METHODS[name].ours:

@@ -106,7 +106,8 @@ def test_a_torn_peer_is_counted_and_a_torn_unbroken_ends_the_benchmark(
             return {"torn": "differing: [0]", "saved": {"saves": []}, "restored": {}, "left": {}}
 
     samples: dict[str, Any] = {
-        name: {"saved": [], "restored": [], "memory": None, "torn": 0, "left": []} for name in ("dcp", "unbroken")
+        name: {"saved": [], "restored": [], "memory": None, "torn": 0, "left": [], "failed": []}
+        for name in ("dcp", "unbroken")
     }
     save_restore._measure_one(Torn(), "dcp", samples, {}, 6, 0)
     assert samples["dcp"]["torn"] == 1
@@ -114,19 +115,24 @@ def test_a_torn_peer_is_counted_and_a_torn_unbroken_ends_the_benchmark(
         save_restore._measure_one(Torn(), "unbroken", samples, {}, 6, 0)
 
 
-def test_a_peer_that_fails_is_out_with_its_reason_and_ours_ends_the_benchmark(loop: ModuleType) -> None:
+def test_a_peer_that_never_works_is_out_with_its_reason_and_ours_ends_the_benchmark(loop: ModuleType) -> None:
     import save_restore
     from repetition import MethodFailedError
 
     class Failing:
         def run(self, name: str, **_: Any) -> dict[str, Any]:
-            raise MethodFailedError(name, "Traceback\n  somewhere\nOSError: no CUDA\n")
+            ignored = "Exception ignored in: <function __del__>\nTraceback:\n  File x\n    at\nAttributeError: gone\n"
+            raise MethodFailedError(name, f"Traceback\n  somewhere\nOSError: no CUDA\n{ignored}")
 
-    samples: dict[str, Any] = {name: {"saved": [], "torn": 0} for name in ("dlrover", "unbroken")}
+    names = ("dlrover", "dcp", "unbroken")
+    samples: dict[str, Any] = {name: {"saved": [], "torn": 0, "failed": []} for name in names}
+    samples["dcp"]["saved"].append("once")
     skipped: dict[str, str] = {}
-    save_restore._measure_one(Failing(), "dlrover", samples, skipped, 6, 0)
+    for name in ("dlrover", "dlrover", "dlrover", "dcp", "dcp", "dcp"):
+        save_restore._measure_one(Failing(), name, samples, skipped, 6, 0)
     assert skipped == {"dlrover": "failed: OSError: no CUDA"}
-    assert list(samples) == ["unbroken"]
+    assert samples["dcp"]["failed"] == ["OSError: no CUDA"] * 3
+    assert list(samples) == ["dcp", "unbroken"]
     with pytest.raises(MethodFailedError):
         save_restore._measure_one(Failing(), "unbroken", samples, skipped, 6, 0)
 
