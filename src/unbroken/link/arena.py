@@ -5,7 +5,7 @@ it. Layout, little-endian:
 
 ========== =======================================================================================
 0          header: magic, version, sequence, start and length of the description, its xxh3-128
-4096       tensors, each at a multiple of 64 bytes
+4096       tensors, each at a multiple of 64 bytes, or of 4096 where it is as long
 start      description, MessagePack: whose state this is, its tree, where each tensor lies
 ========== =======================================================================================
 
@@ -33,6 +33,8 @@ from unbroken.errors import DamagedError
 
 ALIGNMENT = 64
 """Of each tensor's first byte."""
+PAGE = 4096
+"""The same of tensors that fill one or more: files take such memory as it lies, without the page cache."""
 
 _MAGIC = b"unbrknA1"
 _HEADER = struct.Struct("<8sQQQ16s")
@@ -91,8 +93,9 @@ class Slot:
         self._descriptor = descriptor
         self._mapping: mmap.mmap | None = None
         self._sequence = 0
-        if os.fstat(descriptor).st_size >= _DATA:
-            self._map()
+        size = os.fstat(descriptor).st_size
+        if size >= _DATA:
+            self._map(size)
             self._sequence = _SEQUENCE.unpack_from(self._mapped, _SEQUENCE_AT)[0]
 
     @classmethod
@@ -120,6 +123,10 @@ class Slot:
     def held(self) -> int:
         """Bytes of real memory behind the file, which grow as it is touched; 0 for a closed slot."""
         return os.fstat(self._descriptor).st_blocks * 512 if self._descriptor >= 0 else 0
+
+    def fits(self, length: int) -> bool:
+        """Whether there is room for ``length`` bytes of tensors, so that the memory will not move."""
+        return _DATA + length + _DESCRIPTION_ROOM <= self.size
 
     def address(self) -> int:
         """Where the file begins in this process's memory; good until the slot grows or is closed."""
@@ -226,15 +233,16 @@ class Slot:
             return
         size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
-            os.ftruncate(self._descriptor, size)
-            self._map()
+            if os.fstat(self._descriptor).st_size < size:  # else an earlier growth got as far as this
+                os.ftruncate(self._descriptor, size)
+            self._map(size)
         except (OSError, ValueError, OverflowError) as error:
             raise MemoryError(f"the host has no room for a staging slot of {size} bytes ({error})") from error
 
-    def _map(self) -> None:
+    def _map(self, size: int) -> None:
         # A second mapping of the same pages: views on the first one, and what was touched, stay as they are.
         before = self._mapping
-        self._mapping = mmap.mmap(self._descriptor, os.fstat(self._descriptor).st_size)
+        self._mapping = mmap.mmap(self._descriptor, size)
         _unmap(before)
 
     def _write_sequence(self, sequence: int) -> None:
@@ -246,29 +254,35 @@ def layout(lengths: Iterable[int]) -> tuple[list[int], int]:
     """Where each of some tensors begins in a slot's room, and how long the room must be, in bytes."""
     starts, at = [], 0
     for length in lengths:
+        alignment = PAGE if length >= PAGE else ALIGNMENT
+        at = -(-at // alignment) * alignment
         starts.append(at)
-        at += -(-length // ALIGNMENT) * ALIGNMENT
-    return starts, at
+        at += length
+    return starts, -(-at // ALIGNMENT) * ALIGNMENT
 
 
-def read_slot(descriptor: int) -> tuple[SlotOwner, HostState] | None:
+def read_slot(descriptor: int, *, writable: bool = False) -> tuple[SlotOwner, HostState] | None:
     """What a sealed slot holds, without a copy; None for one that is not sealed.
 
     The views in it keep the memory alive, whatever becomes of the descriptor. They are good for as long as the writer
     has no leave to write again.
 
+    Args:
+        writable: whether the views shall be; for the slot's owner.
+
     Raises:
         DamagedError: it says that it is sealed, and makes no sense.
     """
-    size = os.fstat(descriptor).st_size
-    if size < _DATA:
+    header = os.pread(descriptor, _HEADER.size, 0)
+    if len(header) < _HEADER.size:
         return None
-    mapping = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
-    magic, sequence, start, length, digest = _HEADER.unpack_from(mapping, 0)
+    magic, sequence, start, length, digest = _HEADER.unpack(header)
     if magic != _MAGIC or sequence == 0 or sequence % 2:
-        _unmap(mapping)
         return None
-    data = bytes(mapping[start : start + length])
+    if start + length > os.fstat(descriptor).st_size:
+        raise DamagedError("a staging slot ends before its description", kind="slot")
+    mapping = mmap.mmap(descriptor, start + length, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+    data = bytes(mapping[start:])
     if xxhash.xxh3_128_digest(data) != digest:
         raise DamagedError("the description in a staging slot disagrees with its digest", kind="slot")
     try:

@@ -23,6 +23,7 @@ _SMALL = 32 << 10
 _LONGEST_WAIT = 120.0
 """Seconds for which an optimizer's step is held back at most; then the copy is given up, and the training goes on."""
 _LOOK = 1.0
+_LAST_WORDS_SECONDS = 1.0
 
 # Without giving other threads a turn, which for so little would take longer than the copy.
 _memmove_small = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
@@ -58,7 +59,7 @@ class DeferredCopy:
     Args:
         work: source and target of each tensor that this thread's host copies.
         versions: of these tensors.
-        device: what a device copies, and the versions of that; None: nothing.
+        device: what devices copy, and the versions of that; None: nothing.
         then: called in the copying thread, once, with the seconds that a step was held back and with what went wrong.
         gate: called before each tensor; for tests.
         clock: for measuring.
@@ -197,18 +198,21 @@ class CopyingThread:
         if self._under_way and not self._alive():
             self._abandon("its thread ended")
 
-    def close(self, seconds: float) -> bool:
-        """Finish what is queued within ``seconds``, give up what is not, and end; whether the thread did."""
-        if self._thread is None:
-            return True
-        self._queue.put(None)
-        self._thread.join(seconds)
+    def finish(self, seconds: float) -> bool:
+        """Whether all that was submitted is done within ``seconds``. Nothing more may be submitted."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(seconds)
+        return not self._alive()
+
+    def close(self) -> None:
+        """Give up what is not done, and end; after :meth:`finish`."""
         for copy in tuple(self._under_way):
             copy.give_up("the training ends")
-        self._thread.join(_LOOK)
+        if self._thread is not None:
+            self._thread.join(_LAST_WORDS_SECONDS)
         if not self._alive():
             self._abandon("its thread ended")
-        return not self._alive()
 
     def _abandon(self, reason: str) -> None:
         while self._under_way:
