@@ -197,6 +197,36 @@ def test_commit_whose_reply_was_lost_is_answered_and_not_made_again(node: Node) 
     assert len(node.records()) == 1
 
 
+def test_another_state_at_a_committed_step_is_written(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that went back to an older checkpoint comes to the same step again, with other values."""
+    node.writer.restored("")
+    node.save(3)
+    first = node.answer()
+    assert isinstance(first, SlotCommitted)
+    node.save(5, 1)
+    node.answer()
+    node.writer.restored(first.event.manifest)
+    content = node.stager.content
+    monkeypatch.setattr(node.stager, "content", lambda step, name: content(step + 100, name))
+    node.stager.fill(node.slots[0], SlotOwner(node.uri, 1, node.claim.lease.claim), 5)
+    node.announce(0, 5)
+    node.answer()
+    records = node.records()
+    assert [record.step for record in records] == [3, 5, 5]
+    assert records[2].event.parent == first.event.manifest
+    assert records[2].event.written > 1000
+
+
+def test_a_slot_that_is_written_to_under_the_upload_is_no_checkpoint(node: Node) -> None:
+    node.writer.restored("")
+    node.store.open.clear()
+    node.save(4)
+    assert node.store.reached.wait(10)
+    node.slots[0].reserve(10)
+    assert node.failure().kind == "abandoned"
+    assert node.records() == []
+
+
 @pytest.mark.parametrize("wrong", [{"attempt": 7}, {"claim": "x"}, {"uri": "/elsewhere"}])
 def test_slot_of_somebody_else_is_not_uploaded(node: Node, wrong: dict[str, Any]) -> None:
     lease = node.claim.lease

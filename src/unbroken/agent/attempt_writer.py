@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from unbroken.agent.claims import Claim
-from unbroken.checkpoint import CheckpointWriter, HostState, load_manifest
+from unbroken.checkpoint import CheckpointWriter, HostState, holds_state, load_manifest
 from unbroken.clock import Clock
 from unbroken.errors import DamagedError
 from unbroken.journal import CheckpointRecord
@@ -27,12 +27,16 @@ class AttemptWriter:
         """Key of the manifest that the writer continues."""
         self._origin: str | None = None
         """Key of the manifest that the trainer went on from, once it said so."""
+        self._wrote = False
+        self._turned = False
+        """Whether the trainer went to another checkpoint since we wrote one."""
         self._said = threading.Event()
         self._share = 1.0
 
     def restored(self, manifest: str) -> None:
         """The trainer goes on from this checkpoint; "" for none."""
         self._origin = manifest
+        self._turned = self._wrote
         self._said.set()
 
     def parted(self) -> None:
@@ -54,15 +58,23 @@ class AttemptWriter:
         # The trainer retires checkpoints, and may have written some itself: what it did is only in the store.
         self.claim.journal.require(self.claim.lease)
         mine = [r for r in self.claim.journal.state.commits if r.attempt == self.claim.lease.attempt]
-        for record in reversed(mine):
-            if record.step == state.step:
-                return record.event
-        self._continue(mine[-1] if mine else None)
+        if mine and self._was_committed(mine[-1], state):
+            return mine[-1].event
+        self._continue(None if self._turned or not mine else mine[-1])
         event = self._writer.write(state, on_piece=on_piece)
-        self._parent = event.manifest
+        self._parent, self._wrote, self._turned = event.manifest, True, False
         if event.size:
             self._share = min(1.0, event.written / event.size)
         return event
+
+    def _was_committed(self, newest: CheckpointRecord, state: HostState) -> bool:
+        """Whether an agent before us committed this very state, and only its reply was lost."""
+        if newest.step != state.step or newest.event.manifest == self._parent:
+            return False
+        try:
+            return holds_state(load_manifest(self.claim.journal.store, newest), state)
+        except DamagedError:
+            return False
 
     def _continue(self, own: CheckpointRecord | None) -> None:
         record = own or self._restored_record()

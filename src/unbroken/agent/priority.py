@@ -16,6 +16,7 @@ def lower_uploads(nice: int) -> None:
     """
     known = {thread.native_id for thread in threading.enumerate()}
     _set([threading.get_native_id(), *(task for task in _tasks() if task not in known)], _usual() + nice)
+    _set_session(nice)
 
 
 def raise_uploads() -> None:
@@ -24,6 +25,7 @@ def raise_uploads() -> None:
     Needs a right that containers often lack; where it is refused, all stays as it is.
     """
     _set(_tasks(), _usual())
+    _set_session(0)
 
 
 def _usual() -> int:
@@ -42,3 +44,17 @@ def _set(threads: list[int], nice: int) -> None:
     for thread in threads:
         with contextlib.suppress(OSError):  # refused, or the thread is gone
             os.setpriority(os.PRIO_PROCESS, thread, min(19, nice))
+
+
+def _set_session(nice: int) -> None:
+    """The same for this process's session, if it is ours alone.
+
+    Outside of containers Linux deals the cores out to sessions first (``sched_autogroup``), and to the threads within
+    each by their own values: without this a trainer in another session would not notice that we stand behind.
+    """
+    if os.getsid(0) != os.getpid():
+        return
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/proc/self/autogroup")
+        if int(group.read_text().rsplit(maxsplit=1)[-1]) != nice:
+            group.write_text(str(nice))

@@ -24,6 +24,8 @@ class Upload:
     step: int
     sent: int = 0
     """Bytes whose sending has begun."""
+    sequence: int = 0
+    """Of the slot, when it was read."""
     stall: float = 0.0
     """Seconds for which the loop stood still for it, once that is known."""
     orphan: bool = False

@@ -19,7 +19,7 @@ from unbroken.checkpoint import HostState
 from unbroken.clock import Clock
 from unbroken.errors import ConfigError, FencedError, StoreError, UnbrokenError
 from unbroken.journal.events import CheckpointCommitted
-from unbroken.link.arena import read_slot
+from unbroken.link.arena import read_sequence, read_slot
 from unbroken.link.channel import Channel, ChannelError
 from unbroken.link.messages import SlotCommitted, SlotFailed
 
@@ -141,6 +141,7 @@ class Uploader:
 
     def _upload(self, upload: Upload) -> CheckpointCommitted:
         """Try up to three times; what nobody will save again, for as long as the storage may come back."""
+        upload.sequence = read_sequence(upload.taken.descriptor)
         state, pause, tries = _read(upload), _FIRST_PAUSE, 0
         upload.stall = state.stall
         while True:
@@ -179,6 +180,9 @@ class Uploader:
 
 
 def _demand_wanted(upload: Upload) -> None:
+    if read_sequence(upload.taken.descriptor) != upload.sequence:
+        # By a trainer that lost us and was served by another agent: what we read from here on is torn.
+        upload.abandoned = "its slot is being written to again"
     if upload.abandoned:
         raise _AbandonedError
 

@@ -9,6 +9,7 @@ from unbroken.checkpoint.pruning import Pruned, PrunePlan, Pruner, plan_prune
 from unbroken.checkpoint.reader import read_tensors
 from unbroken.checkpoint.retention import KeepAny, KeepBest, KeepEvery, KeepLast, Policy, choose
 from unbroken.checkpoint.retention_text import keep_policy, parse_keep
+from unbroken.checkpoint.sameness import holds_state
 from unbroken.checkpoint.staged import HostState
 from unbroken.checkpoint.tree import Tagged, TensorRef, decode_tree, encode_tree
 from unbroken.checkpoint.verify import Verification, verify_checkpoint
@@ -37,6 +38,7 @@ __all__ = [
     "choose",
     "decode_tree",
     "encode_tree",
+    "holds_state",
     "keep_policy",
     "load_manifest",
     "newest_first",
