@@ -103,7 +103,7 @@ class Training:
                 loss.backward()
                 self.optimizer.step()
                 self.scheduler.step()
-                pending = self.run._opened._pending
+                pending = self.run._opened.newest_save
                 assert pending is None or pending.done.wait(60)
                 if step == stop_after:
                     break

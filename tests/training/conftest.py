@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,13 @@ import pytest
 import torch
 
 import unbroken
-from unbroken.journal import Journal
+from unbroken.agent import uploader
+from unbroken.agent.arena import Arena
+from unbroken.agent.claims import Claims
+from unbroken.agent.session import Session
+from unbroken.clock import SYSTEM_CLOCK
+from unbroken.journal import Journal, Origin
+from unbroken.link.messages import SOCKET_VARIABLE
 from unbroken.store import open_store
 
 
@@ -84,7 +91,7 @@ class Training:
 
     def settle(self) -> None:
         """Wait for the save under way: steps are so short here that the next one would find it busy and be skipped."""
-        pending = self.run._opened._pending
+        pending = self.run._opened.newest_save
         assert pending is None or pending.done.wait(60)
 
     def train(self, until: int, at: dict[int, Callable[[], Any]] | None = None, *, settle: bool = True) -> Training:
@@ -173,3 +180,18 @@ def script(tmp_path: Path, uri: str) -> Callable[..., subprocess.CompletedProces
         )
 
     return run
+
+
+@pytest.fixture
+def agent_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """An agent in this very process, so that a test can break what it does."""
+    monkeypatch.setattr(uploader, "_FIRST_PAUSE", 0.0)
+    arena = Arena()
+    with tempfile.TemporaryDirectory(prefix="ub-") as folder:
+        path = Path(folder, "agent.sock")
+        claims = Claims(Origin("here", os.getpid()), ["train"], 5, SYSTEM_CLOCK)
+        session = Session(path, claims, arena, lambda _: None, SYSTEM_CLOCK)
+        monkeypatch.setenv(SOCKET_VARIABLE, str(path))
+        yield session
+        session.close()
+        arena.close()

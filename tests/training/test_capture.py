@@ -165,8 +165,14 @@ def test_a_program_without_numpy_needs_none():
         "import torch, warnings; from unbroken.training.capture import capture\n"
         "from unbroken.training.objects import state_objects\n"
         "from unbroken.training.staging import StagingArea\n"
-        "captured = capture(state_objects({'m': torch.nn.Linear(2, 2)}))\n"
-        "slot = StagingArea().take(); slot.fill(captured.tensors)\n"
+        "from unbroken.checkpoint import HostState\n"
+        "from unbroken.clock import SYSTEM_CLOCK\n"
+        "from unbroken.link.arena import SlotOwner\n"
+        "objects = state_objects({'m': torch.nn.Linear(2, 2)}); captured = capture(objects)\n"
+        "area = StagingArea(say=print, clock=SYSTEM_CLOCK); area.prepare(objects)\n"
+        "state = lambda tensors, stall: HostState(1, captured.tree, tensors)\n"
+        "area.stage(area.take(), captured, state, SlotOwner('u', 1, 'c'), lambda found: print(found.step))\n"
+        "area.stream(captured); area.close(5)\n"
         "print(sorted(captured.tensors))\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", code]

@@ -78,7 +78,7 @@ def break_saves(monkeypatch, error: Exception) -> None:
         raise error
 
     monkeypatch.setattr(CheckpointWriter, "write", broken)
-    monkeypatch.setattr("unbroken.training.saver._FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("unbroken.training.local_writer._FIRST_PAUSE", 0.0)
 
 
 class TestRoundTrip:
@@ -291,14 +291,14 @@ class TestSaving:
         assert "KeyError" in attempt.ended.detail
 
     def test_no_room_in_memory_fails_the_save_and_not_the_program(self, uri, monkeypatch):
-        from unbroken.training.staging import Slot
+        from unbroken.link.arena import Slot
 
-        def full(slot, tensors):
+        def full(slot, length):
             raise MemoryError("no room")
 
         manager = CheckpointManager(uri)
         with monkeypatch.context() as broken:
-            broken.setattr(Slot, "fill", full)
+            broken.setattr(Slot, "reserve", full)
             with pytest.raises(StoreError, match="step 1 was not saved: no room"):
                 manager.save(1, {"x": 1}).wait(60)
         manager.save(1, {"x": 1}).wait(60)

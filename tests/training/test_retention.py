@@ -50,7 +50,8 @@ def train(uri, turns):
                     model.weight.fill_(float(step + 1))
                 run.log(loss=abs(5.0 - step))
                 attempt = run._opened
-                assert attempt._pending is None or attempt._pending.done.wait(60)
+                assert attempt.newest_save is None or attempt.newest_save.done.wait(60)
+                attempt.journal.refresh()  # the agent commits
                 mine = [commit for commit in attempt.journal.state.commits if commit.attempt == run.attempt]
                 with turns:
                     assert turns.wait_for(lambda mine=mine: turns.over - began == len(mine), 60)
@@ -162,11 +163,11 @@ def test_neither_the_loop_nor_a_save_waits_for_retention(uri, monkeypatch, journ
         for step in run.steps(until=6):
             if step == 2:
                 assert reached.wait(60)  # the turn after the first save does not come to its end
-                assert run._opened._pending.done.is_set()
+                assert run._opened.newest_save.done.is_set()
                 assert not run._opened.busy
             if step == 4:
                 assert run._opened.busy  # the save of step 4 was handed over, and is what the turn makes way for
-                assert run._opened._saver.pressed
+                assert run._opened._saves.pressed
                 held.set()
     assert journal().state.finished_step == 6
 

@@ -152,12 +152,13 @@ def test_interruption_before_the_first_step_saves_nothing(training, uri, interru
     assert journal().state.commits == []
 
 
+@pytest.mark.usefixtures("agent_here")
 def test_the_loop_does_not_wait_for_the_upload(training, uri, monkeypatch, journal):
     held = threading.Event()
     from unbroken.checkpoint import CheckpointWriter
 
     write = CheckpointWriter.write
-    monkeypatch.setattr(CheckpointWriter, "write", lambda self, state: (held.wait(60), write(self, state))[1])
+    monkeypatch.setattr(CheckpointWriter, "write", lambda *a, **k: (held.wait(60), write(*a, **k))[1])
     attempt = training(uri)
     seen = []
     with attempt.run as run:
@@ -172,12 +173,13 @@ def test_the_loop_does_not_wait_for_the_upload(training, uri, monkeypatch, journ
     assert [record.step for record in journal().state.commits] == [4, 12]
 
 
+@pytest.mark.usefixtures("agent_here")
 def test_the_state_of_the_boundary_is_stored_though_training_goes_on(training, uri, tmp_path, monkeypatch, journal):
     held = threading.Event()
     from unbroken.checkpoint import CheckpointWriter
 
     write = CheckpointWriter.write
-    monkeypatch.setattr(CheckpointWriter, "write", lambda self, state: (held.wait(60), write(self, state))[1])
+    monkeypatch.setattr(CheckpointWriter, "write", lambda *a, **k: (held.wait(60), write(*a, **k))[1])
     training(uri).train(7, {6: held.set}, settle=False)
     monkeypatch.undo()
     store = open_store(uri)
@@ -191,21 +193,21 @@ def test_the_state_of_the_boundary_is_stored_though_training_goes_on(training, u
         assert torch.equal(tensor, saved["model"][name])
 
 
-def test_a_failed_save_warns_is_journalled_and_never_the_latest(training, uri, monkeypatch, caplog, journal, truth):
+def test_a_failed_save_warns_is_journalled_and_never_the_latest(
+    training, uri, monkeypatch, caplog, journal, truth, agent_here
+):
     from unbroken.checkpoint import CheckpointWriter
-    from unbroken.training import saver
 
     write = CheckpointWriter.write
     failing = {"left": 3}
 
-    def broken(self, state):
+    def broken(self, state, **options):
         if state.step == 4 and failing["left"]:
             failing["left"] -= 1
             raise StoreError("the bucket is on fire", kind="unavailable")
-        return write(self, state)
+        return write(self, state, **options)
 
     monkeypatch.setattr(CheckpointWriter, "write", broken)
-    monkeypatch.setattr(saver, "_FIRST_PAUSE", 0.0)
     finished = training(uri).train(11)
     assert failing["left"] == 0
     assert "the save of step 4 failed, nothing is saved yet, another one follows" in caplog.text
@@ -216,38 +218,37 @@ def test_a_failed_save_warns_is_journalled_and_never_the_latest(training, uri, m
     assert [step for step, _ in metrics["loss"]] == list(range(1, 12))  # nothing logged was lost with the save
 
 
+@pytest.mark.usefixtures("agent_here")
 def test_a_save_that_fails_once_is_written_again(training, uri, monkeypatch, journal):
     from unbroken.checkpoint import CheckpointWriter
-    from unbroken.training import saver
 
     write = CheckpointWriter.write
     failed: list[int] = []
 
-    def broken(self, state):
+    def broken(self, state, **options):
         if state.step not in failed:
             failed.append(state.step)
             raise StoreError("a passing fault", kind="unavailable")
-        return write(self, state)
+        return write(self, state, **options)
 
     monkeypatch.setattr(CheckpointWriter, "write", broken)
-    monkeypatch.setattr(saver, "_FIRST_PAUSE", 0.0)
     training(uri).train(6)
     assert [record.step for record in journal().state.commits][-1] == 6
     assert notes(journal(), "save-failed") == []
 
 
 def test_a_host_without_memory_for_staging_trains_on(training, uri, monkeypatch, caplog, journal):
-    from unbroken.training.staging import Slot
+    from unbroken.link.arena import Slot
 
-    fill, failures = Slot.fill, []
+    reserve, failures = Slot.reserve, []
 
-    def full(self, tensors):
+    def full(self, length):
         if not failures:
             failures.append(1)
             raise MemoryError("no room")
-        fill(self, tensors)
+        return reserve(self, length)
 
-    monkeypatch.setattr(Slot, "fill", full)
+    monkeypatch.setattr(Slot, "reserve", full)
     training(uri).train(11)
     assert journal().state.finished_step == 11
     assert "no room" in caplog.text
@@ -307,17 +308,18 @@ def test_an_object_that_the_checkpoint_lacks_is_named(training, uri):
         pass
 
 
+@pytest.mark.usefixtures("agent_here")
 def test_the_exit_of_a_stop_that_came_too_late_names_what_stands(training, uri, interrupt, monkeypatch, journal):
     from unbroken.checkpoint import CheckpointWriter
 
     write = CheckpointWriter.write
     over = threading.Event()
 
-    def slow(self, state):
+    def slow(self, state, **options):
         if state.step > 4:
             over.wait(60)
             raise StoreError("given up", kind="unavailable")
-        return write(self, state)
+        return write(self, state, **options)
 
     monkeypatch.setattr(CheckpointWriter, "write", slow)
     monkeypatch.setenv("UNBROKEN_GRACE", "5")
@@ -325,8 +327,6 @@ def test_the_exit_of_a_stop_that_came_too_late_names_what_stands(training, uri, 
     with pytest.raises(Interrupted, match="at step 7; durable is step 4") as late:
         attempt.train(11, {6: interrupt}, settle=False)
     over.set()
-    for agent in attempt.run._linked._agents:  # there was no time left to wait for it
-        agent.wait(30)
     assert isinstance(late.value.__cause__, DeadlineError)
     assert [record.step for record in journal().state.checkpoints] == [4]
 
@@ -363,9 +363,7 @@ def test_what_is_drawn_before_the_first_step_does_not_change_a_resumed_run(train
 
 
 def test_a_folder_that_is_away_for_a_while_costs_saves_and_not_the_training(training, uri, truth, monkeypatch, journal):
-    from unbroken.training import saver
 
-    monkeypatch.setattr(saver, "_FIRST_PAUSE", 0.0)
     folder, away = Path(uri), Path(uri + ".away")
     moves = {2: lambda: folder.rename(away), 6: lambda: away.rename(folder)}
     finished = training(uri).train(11, moves)
@@ -374,6 +372,7 @@ def test_a_folder_that_is_away_for_a_while_costs_saves_and_not_the_training(trai
     assert [note.data["step"] for note in notes(journal(), "save-failed")] == [4]
 
 
+@pytest.mark.usefixtures("agent_here")
 def test_a_fault_in_the_saver_fails_one_save_and_no_more(training, uri, monkeypatch, caplog, journal):
     from unbroken.checkpoint import CheckpointWriter
 
@@ -382,10 +381,10 @@ def test_a_fault_in_the_saver_fails_one_save_and_no_more(training, uri, monkeypa
 
     write = CheckpointWriter.write
 
-    def broken(self, state):
+    def broken(self, state, **options):
         if state.step == 4:
             raise Panic("boom")
-        return write(self, state)
+        return write(self, state, **options)
 
     monkeypatch.setattr(CheckpointWriter, "write", broken)
     training(uri).train(11)

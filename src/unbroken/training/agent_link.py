@@ -13,11 +13,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import unbroken.errors
 from unbroken.clock import Clock
-from unbroken.errors import EXIT_CONFIG, ConfigError, FencedError, StoreError, UnbrokenError
+from unbroken.errors import EXIT_CONFIG, ConfigError, DamagedError, FencedError, StoreError, UnbrokenError
 from unbroken.journal import Journal
+from unbroken.link.arena import Slot, read_slot
 from unbroken.link.channel import Channel, ChannelError, connect
 from unbroken.link.messages import (
     PROTOCOL,
@@ -28,6 +30,9 @@ from unbroken.link.messages import (
     Hello,
     Message,
     Refused,
+    SlotCommitted,
+    SlotFailed,
+    SlotReturned,
     Stop,
     Welcome,
 )
@@ -38,8 +43,9 @@ _log = logging.getLogger("unbroken")
 
 _CONNECT_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
-_WELCOME_SECONDS = 600.0
-"""Opening the store and claiming may retry for minutes on a bad day of the storage."""
+_WELCOME_SECONDS = 2400.0
+"""The agent may first make durable what an earlier trainer left in memory (half an hour at most), and opening the store
+and claiming may retry for minutes on a bad day of the storage."""
 
 
 _FAREWELL_SECONDS = 10.0
@@ -61,6 +67,37 @@ class StopRequest:
     """The same moment by the monotonic clock: for waiting."""
 
 
+@dataclass(frozen=True)
+class ReturnedSlot:
+    """Memory of an earlier trainer on this node."""
+
+    slot: Slot
+    manifest: str
+    """Key of the checkpoint that it holds; "" where it is only memory."""
+
+    def tensors(self) -> dict[str, memoryview]:
+        """The bytes of the tensors in it by name, not verified; none where it is not sealed."""
+        try:
+            held = read_slot(self.slot.descriptor, writable=True)  # such are copied with other threads running
+        except DamagedError as error:
+            _log.warning("unbroken: %s; reading from the store", error)
+            return {}
+        return {tensor.name: tensor.data for tensor in held[1].tensors} if held is not None else {}
+
+
+class LinkFollower(Protocol):
+    """Who talks to the agent about slots. Called from the link's threads."""
+
+    def connected(self, channel: Channel) -> None:
+        """An agent, the first or another one, has welcomed this attempt."""
+
+    def heard(self, message: SlotCommitted | SlotFailed) -> None:
+        """The agent answers for a slot."""
+
+    def alone(self) -> None:
+        """No agent will come any more."""
+
+
 class AgentLink:
     """A connection to the node's agent, or to one started for this process alone.
 
@@ -70,7 +107,7 @@ class AgentLink:
     """
 
     def __init__(self, uri: str, *, clock: Clock) -> None:
-        self._uri = uri
+        self.uri = uri
         self._clock = clock
         self._folder = _folder()
         self._parting = threading.Event()
@@ -84,6 +121,10 @@ class AgentLink:
         self._channel: Channel | None = None
         self._messages: Iterator[Message] = iter(())
         self._listener: threading.Thread | None = None
+        self._follower: LinkFollower | None = None
+        self._alone = False
+        self.returned: list[ReturnedSlot] = []
+        """What the agent had left of an earlier trainer; whoever takes slots from it owns them."""
         self.attempt = 0
         self.claim = ""
         self.stop: StopRequest | None = None
@@ -107,13 +148,22 @@ class AgentLink:
         self._listener = threading.Thread(target=self._listen, name="unbroken-link", daemon=True)
         self._listener.start()
 
+    def follow(self, follower: LinkFollower) -> None:
+        """Tell ``follower`` of the agent that is there now, and of all that comes."""
+        with self._lock:
+            self._follower = follower
+            if self._channel is not None:
+                follower.connected(self._channel)
+            if self._alone:
+                follower.alone()
+
     def open_journal(self) -> Journal:
         """The journal of the run that the agent has opened.
 
         Raises:
             UnbrokenError: it cannot be read.
         """
-        return Journal.open(open_store(self._uri), clock=self._clock)
+        return Journal.open(open_store(self.uri), clock=self._clock)
 
     def send(self, message: FromTrainer) -> None:
         """Tell the agent something; an agent that is gone is no reason to stop training."""
@@ -195,6 +245,7 @@ class AgentLink:
             channel.send(self._hello())
             messages = channel.messages()
             answer = next(messages, None)
+            returned = _take_returned(channel, messages, answer.slots) if isinstance(answer, Welcome) else []
         finally:
             watchdog.cancel()
         match answer:
@@ -202,18 +253,21 @@ class AgentLink:
                 with self._lock:
                     self.attempt, self.claim = answer.attempt, answer.claim
                     self._channel, self._messages = channel, messages
+                    self.returned += returned
                     if self._bye is not None:  # the attempt ended while this agent was being greeted
                         self._part(channel, self._bye)
+                    elif self._follower is not None:
+                        self._follower.connected(channel)
             case Refused():
                 channel.close()
-                raise _error(answer)
+                raise named_error(answer.error, answer.message, answer.kind, answer.hint)
             case _:
                 channel.close()
                 raise StoreError("the agent closed the link without an answer", kind="agent")
 
     def _hello(self) -> Hello:
         page = str(self.progress.path)
-        return Hello(PROTOCOL, self._uri, os.getpid(), progress=page, attempt=self.attempt, claim=self.claim)
+        return Hello(PROTOCOL, self.uri, os.getpid(), progress=page, attempt=self.attempt, claim=self.claim)
 
     def _listen(self) -> None:
         """Runs in a thread until the link is closed; an agent that vanishes is replaced."""
@@ -231,6 +285,10 @@ class AgentLink:
                 lost.close()
             self._short_lived = 0 if self._clock.monotonic() - began >= _LIVED else self._short_lived + 1
             if not self._replace_agent():
+                with self._lock:
+                    self._alone = True
+                    if self._follower is not None:
+                        self._follower.alone()
                 return
 
     def _replace_agent(self) -> bool:
@@ -261,6 +319,8 @@ class AgentLink:
                     self.stop = StopRequest(message.source, message.reason, message.deadline, until)
             case Advice():
                 self.advised = True
+            case SlotCommitted() | SlotFailed() if self._follower is not None:
+                self._follower.heard(message)
             case _:
                 _log.debug("unexpected message from the agent: %r", message)
 
@@ -272,9 +332,20 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="trainer-" if beside else "unbroken-", dir=beside))
 
 
-def _error(answer: Refused) -> UnbrokenError:
-    """The error that the agent met, as an exception of the same class."""
-    kind = getattr(unbroken.errors, answer.error, None)
-    if not (isinstance(kind, type) and issubclass(kind, UnbrokenError)):
-        kind = StoreError
-    return kind(answer.message, kind=answer.kind, hint=answer.hint)
+def _take_returned(channel: Channel, messages: Iterator[Message], count: int) -> list[ReturnedSlot]:
+    returned = []
+    for _ in range(count):
+        message = next(messages, None)
+        if not isinstance(message, SlotReturned):
+            raise ChannelError(f"the agent promised {count} slots and sent {message!r}", kind="protocol")
+        slot = Slot(message.slot, channel.take_descriptor())
+        returned.append(ReturnedSlot(slot, message.manifest))
+    return returned
+
+
+def named_error(name: str, message: str, kind: str, hint: str) -> UnbrokenError:
+    """An error that the agent met, as an exception of the same class."""
+    found = getattr(unbroken.errors, name, None)
+    if not (isinstance(found, type) and issubclass(found, UnbrokenError)):
+        found = StoreError
+    return found(message, kind=kind, hint=hint)

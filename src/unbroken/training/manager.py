@@ -14,8 +14,10 @@ from unbroken.errors import ConfigError, DeadlineError, FencedError, StoreError
 from unbroken.link.messages import RUN_VARIABLE, SOCKET_VARIABLE, Bye
 from unbroken.store import parse_uri
 from unbroken.training.agent_link import AgentLink, StopRequest
-from unbroken.training.attempt import Attempt, Link, farewell, refuse_several_ranks
+from unbroken.training.attempt import Attempt, refuse_several_ranks
 from unbroken.training.cadence import Cadence, parse_every
+from unbroken.training.farewell import farewell
+from unbroken.training.link import Link
 from unbroken.training.objects import StateObject, adapt, check_names, random_generators
 from unbroken.training.run_reader import Loaded, RunReader
 from unbroken.training.saver import PendingSave
@@ -312,7 +314,8 @@ class CheckpointManager:
         """The attempt, which begins here."""
         if self._attempt is None:
             link: Link = (AgentLink if os.environ.get(SOCKET_VARIABLE) else SoloLink)(self.uri, clock=self._clock)
-            self._attempt = attempt = Attempt.open(link, objects, keep=self._keep, clock=self._clock)
+            self._attempt = attempt = Attempt.open(link, objects, keep=self._keep, overlap=False, clock=self._clock)
+            attempt.prepare(objects)
             self._reader.share(attempt)
             if self._restored is not None:
                 found = self._restored

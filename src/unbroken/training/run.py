@@ -7,16 +7,18 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from unbroken.checkpoint import Policy, keep_policy
+from unbroken.checkpoint import Metrics, Policy, keep_policy
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
 from unbroken.errors import ConfigError, DeadlineError, FencedError, Interrupted, StoreError
 from unbroken.link.messages import EVERY_VARIABLE, RUN_VARIABLE, Bye, SignalReceived, Stopping
 from unbroken.notice.grace import grace_from
 from unbroken.store import parse_uri
 from unbroken.training.agent_link import AgentLink, StopRequest
-from unbroken.training.attempt import Attempt, farewell, refuse_several_ranks
+from unbroken.training.attempt import Attempt, refuse_several_ranks
 from unbroken.training.cadence import Cadence, parse_every
+from unbroken.training.farewell import farewell
 from unbroken.training.logbook import Logbook
+from unbroken.training.notice_fit import notice_too_short
 from unbroken.training.objects import state_objects
 from unbroken.training.process_end import StopSignals, install_exit_codes
 from unbroken.training.saver import PendingSave
@@ -39,10 +41,15 @@ class Run:
         state: what makes up the training, by name: anything with ``state_dict`` and ``load_state_dict`` (model,
             optimizer, scheduler, scaler, stateful loader), generators of torch, NumPy and Python, tensors. The global
             random number generators and the step are kept without being asked for.
-        every: when to save: a number of steps, or a duration such as ``"10min"``. ``UNBROKEN_EVERY`` outranks it.
+        every: when to save: a number of steps, a duration such as ``"10min"``, or ``"auto"``: as soon as the last save
+            is durable and saving costs less than 1 % of the training time, at most once a minute and often enough to
+            lose no more than 30 minutes of work (``"auto,cap=1%,loss=30min"``). ``UNBROKEN_EVERY`` outranks it.
         keep: which checkpoints to keep: ``"last=3,every=10000,best=loss"``, or policies (:class:`~unbroken.KeepLast`,
             :class:`~unbroken.KeepEvery`, :class:`~unbroken.KeepBest`), of which any may keep one. The two newest are
             always kept; the others are deleted after each save. None keeps all.
+        overlap: copy what only the optimizers change (their parameters and their state) while the next forward and
+            backward run; an optimizer's step waits for the copy. Turn it off where the training writes to parameters
+            through ``.data`` between a step's beginning and ``optimizer.step()``: nothing can notice that.
         clock: for tests.
 
     Raises:
@@ -56,6 +63,7 @@ class Run:
         state: dict[str, Any],
         every: int | str = "10min",
         keep: str | Policy | Iterable[Policy] | None = None,
+        overlap: bool = True,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         install_exit_codes()
@@ -63,6 +71,7 @@ class Run:
         self.uri = str(parse_uri(os.environ.get(RUN_VARIABLE) or uri))
         self._every = parse_every(os.environ.get(EVERY_VARIABLE) or every)
         self._keep = keep_policy(keep)
+        self._overlap = overlap
         self._grace = grace_from()
         self._objects = state_objects(state)
         self._clock = clock
@@ -74,6 +83,10 @@ class Run:
         self._looping = False
         self._finish = False
         self._complete = False
+        self._fit_looked_at = False
+        """Whether the first save was compared with the notice that there may be."""
+        self._began_step = 0
+        self._began_at = 0.0
 
     @property
     def step(self) -> int:
@@ -100,8 +113,11 @@ class Run:
         self._signals.install()
         try:
             self._link = AgentLink(self.uri, clock=self._clock)
-            self._attempt = Attempt.open(self._link, self._objects, keep=self._keep, clock=self._clock)
+            self._attempt = Attempt.open(
+                self._link, self._objects, keep=self._keep, overlap=self._overlap, clock=self._clock
+            )
             self._step = self._attempt.restore(self._objects)
+            self._attempt.prepare(self._objects)
         except BaseException as error:
             self._end(error)
             raise
@@ -138,6 +154,7 @@ class Run:
         page, signals, clock = link.progress, self._signals, self._clock
         cadence = Cadence(self._every, step=self._step, clock=clock)
         started = clock.now()
+        self._began_step, self._began_at = self._step, clock.monotonic()
         page.write(self._step, until, started, cadence.next_save_at, cadence.next_save_step, started)
         if self._step < until and (link.stop is not None or signals.received):
             self._leave()
@@ -180,20 +197,35 @@ class Run:
     def _save_if_due(self, cadence: Cadence) -> None:
         """At a step boundary: act on what other threads reported, and save if a save is due."""
         attempt = self._opened
-        attempt.attend(cadence)
+        self._attend(cadence)
         # While a save is under way the next one waits: the loop never does, and no third copy of the state is needed.
         if cadence.due(self._step, self._clock.monotonic()) and not attempt.busy:
-            self._stage()
+            attempt.save(self._objects, self._step, self._metrics())
             cadence.saved(self._step)
 
-    def _stage(self, *, since: float | None = None, strict: bool = False) -> PendingSave | None:
-        """Begin a save of this boundary; ``strict``: raise what makes it impossible, for there is no later one."""
+    def _attend(self, cadence: Cadence) -> None:
+        """Pass on what other threads reported, and say once what the first save has shown."""
         attempt = self._opened
-        self._logbook.forget(attempt.durable_step)
-        metrics = self._logbook.until(self._step)
-        if strict:
-            return attempt.stage(self._objects, self._step, metrics, since=since)
-        return attempt.save(self._objects, self._step, metrics, since=since)
+        event = attempt.committed
+        attempt.attend(cadence)
+        if cadence.advice:
+            attempt.warn("cadence", cadence.advice)
+            cadence.advice = ""
+        if event is not None and not self._fit_looked_at:
+            self._fit_looked_at = True
+            text = notice_too_short(event.written, event.seconds, self._grace, self._every, step_seconds=self._pace())
+            if text is not None:
+                attempt.warn("notice-too-short", text)
+
+    def _pace(self) -> float:
+        """Seconds a step took so far in this loop; 0 before the first."""
+        steps = self._step - self._began_step
+        return (self._clock.monotonic() - self._began_at) / steps if steps > 0 else 0.0
+
+    def _metrics(self) -> Metrics:
+        """What was logged up to this boundary and is not durable yet."""
+        self._logbook.forget(self._opened.durable_step)
+        return self._logbook.until(self._step)
 
     def _leave(self) -> NoReturn:
         """Save this boundary within the time that is left, and end the process with 75."""
@@ -258,7 +290,7 @@ class Run:
             attempt.raise_fatal()
             if clock.monotonic() >= deadline:
                 return False
-            pending = attempt.pending(self._step) or self._stage(since=began, strict=final)
+            pending = attempt.pending(self._step) or self._begin_last_save(began, strict=final)
             if pending is None:
                 clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -266,6 +298,21 @@ class Run:
                 clock.sleep(min(pause, max(0.0, deadline - clock.monotonic())))
                 pause = min(2 * pause, _LONGEST_PAUSE)
         return True
+
+    def _begin_last_save(self, began: float, *, strict: bool) -> PendingSave | None:
+        """Begin a save of this boundary, behind which the loop stands still since ``began``.
+
+        Args:
+            strict: raise what makes it impossible, for there is no later one.
+        """
+        attempt = self._opened
+        try:
+            return attempt.stage(self._objects, self._step, self._metrics(), since=began, standing=True)
+        except (MemoryError, ConfigError) as error:
+            if strict:
+                raise
+            attempt.report_failure(self._step, error)
+            return None
 
     def _end(self, error: BaseException | None) -> None:
         """Close the attempt and say how it ended."""

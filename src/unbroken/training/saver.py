@@ -1,31 +1,38 @@
-"""The thread that makes staged states durable, one after another, while the loop goes on."""
+"""The thread that sees staged states become durable, one after another, while the loop goes on."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from unbroken.checkpoint import CheckpointWriter, HostState
+from unbroken.checkpoint import HostState, Manifest
 from unbroken.clock import Clock
 from unbroken.errors import FencedError, StoreError, UnbrokenError
+from unbroken.journal import CheckpointRecord
 from unbroken.journal.events import CheckpointCommitted
+from unbroken.link.arena import Slot
 
 _log = logging.getLogger("unbroken")
 
-_TRIES = 3
-_FIRST_PAUSE = 1.0
 _LAST_WORDS_SECONDS = 0.1
 
 
 @dataclass
 class PendingSave:
-    """A staged state on its way to the store."""
+    """A state on its way to the store."""
 
-    state: HostState
+    step: int
     release: Callable[[], None]
+    slot: Slot | None = None
+    """Where it lies; None for one that is read from where it lives."""
+    state: HostState | None = None
+    """Set when it is staged, until its memory is given back."""
+    staged: threading.Event = field(default_factory=threading.Event)
+    """Set when it is staged, or could not be."""
     done: threading.Event = field(default_factory=threading.Event)
     event: CheckpointCommitted | None = None
     """Set when it is durable and committed."""
@@ -33,21 +40,45 @@ class PendingSave:
     """Set when it will not become durable."""
 
 
+class SaveWriter(Protocol):
+    """Who makes staged states durable."""
+
+    def offer(self, slots: Sequence[Slot]) -> None:
+        """Name the memory into which states will be staged."""
+
+    def announce(self, pending: PendingSave) -> None:
+        """Called as soon as a state is staged, whatever is under way before it; never raises, never waits."""
+
+    def write(self, pending: PendingSave) -> CheckpointCommitted:
+        """Make a state durable and commit it, trying again where that helps.
+
+        Raises:
+            FencedError: a later attempt owns the run.
+            UnbrokenError: it was given up.
+        """
+
+    def continue_from(self, record: CheckpointRecord, manifest: Manifest) -> None:
+        """Name the checkpoint that training goes on from: the parent of the next one."""
+
+    def hurry(self) -> None:
+        """Wait for nothing any more: what is not durable yet is given up. Safe from any thread."""
+
+
 class Saver:
-    """Owns the upload thread.
+    """Owns the thread.
 
     Args:
-        writer: used by the thread alone.
+        writer: its ``write`` is called by the thread alone.
         on_committed: called in the thread after each commit.
-        on_failed: called in the thread, with the step, when a save is given up.
+        on_failed: called with the step when a save is given up, in the thread that gives it up.
         when_idle: called in the thread after a save was committed and everybody knows; must return soon where
             :attr:`pressed` says so.
-        clock: for pauses between tries.
+        clock: for waits.
     """
 
     def __init__(
         self,
-        writer: CheckpointWriter,
+        writer: SaveWriter,
         *,
         on_committed: Callable[[CheckpointCommitted], None],
         on_failed: Callable[[int, Exception], None],
@@ -70,7 +101,7 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is under way or waiting."""
+        """Whether a save is being staged, under way or waiting."""
         return self._in_flight > 0
 
     @property
@@ -78,13 +109,33 @@ class Saver:
         """Whether the thread is wanted for something else than what it may do while it is idle."""
         return self._in_flight > 0 or self._closing.is_set()
 
-    def submit(self, state: HostState, release: Callable[[], None]) -> PendingSave:
-        """Hand a staged state over. ``release`` is called when its memory is no longer read."""
-        pending = PendingSave(state, release)
+    def begin(self, step: int, release: Callable[[], None], slot: Slot | None = None) -> PendingSave:
+        """A save whose state is being staged. :meth:`submit` or :meth:`abandon` must follow.
+
+        Args:
+            release: called when its memory is no longer read.
+        """
         with self._lock:
             self._in_flight += 1
+        return PendingSave(step, release, slot)
+
+    def submit(self, pending: PendingSave, state: HostState) -> None:
+        """Its state is staged. Safe from any thread."""
+        pending.state = state
+        self._writer.announce(pending)
+        pending.staged.set()
         self._queue.put(pending)
-        return pending
+
+    def abandon(self, pending: PendingSave, error: Exception) -> None:
+        """Its state could not be staged. Safe from any thread."""
+        pending.error = error
+        self._tell(pending.step, error)
+        self.cancel(pending)
+
+    def cancel(self, pending: PendingSave) -> None:
+        """The same where whoever asked for the save knows that it failed."""
+        pending.staged.set()
+        self._end(pending)
 
     def wait(self, pending: PendingSave, seconds: float) -> bool:
         """Wait until a save is committed or given up; False if neither came within ``seconds``."""
@@ -93,11 +144,12 @@ class Saver:
     def close(self, seconds: float) -> bool:
         """Finish what is queued, at most ``seconds`` long, and end the thread; False if it had to be left behind.
 
-        After that time the pauses between tries are cut short. The thread is a daemon: it keeps no process alive.
+        After that time the writer is told to hurry. The thread is a daemon: it keeps no process alive.
         """
         self._queue.put(None)
         self._thread.join(seconds)
         self._closing.set()
+        self._writer.hurry()
         if self._thread.is_alive():
             self._thread.join(_LAST_WORDS_SECONDS)
         return not self._thread.is_alive()
@@ -111,14 +163,18 @@ class Saver:
                 pending.error = StoreError(
                     f"the save met a fault of our own ({type(error).__name__}: {error})", kind="fault"
                 )
-                self._tell(pending.state.step, pending.error)
+                self._tell(pending.step, pending.error)
             finally:
-                pending.release()
-                with self._lock:
-                    self._in_flight -= 1
-                pending.done.set()
+                self._end(pending)
             if pending.event is not None and self.fatal is None:
                 self._idle()
+
+    def _end(self, pending: PendingSave) -> None:
+        pending.state = None  # its memory is given back: nothing may hold a view of it
+        pending.release()
+        with self._lock:
+            self._in_flight -= 1
+        pending.done.set()
 
     def _tell(self, step: int, error: Exception) -> None:
         try:
@@ -137,24 +193,11 @@ class Saver:
             pending.error = self.fatal
             return
         try:
-            pending.event = self._write(pending.state)
+            pending.event = self._writer.write(pending)
         except FencedError as error:
             pending.error = self.fatal = error
         except UnbrokenError as error:  # also a bucket or folder that is away for a while
             pending.error = error
-            self._on_failed(pending.state.step, error)
+            self._on_failed(pending.step, error)
         else:
             self._on_committed(pending.event)
-
-    def _write(self, state: HostState) -> CheckpointCommitted:
-        pause = _FIRST_PAUSE
-        for _ in range(_TRIES - 1):
-            try:
-                return self._writer.write(state)
-            except FencedError:
-                raise
-            except UnbrokenError:
-                if self._clock.wait(self._closing, pause):
-                    raise
-                pause *= 2
-        return self._writer.write(state)

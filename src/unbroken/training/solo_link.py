@@ -13,7 +13,7 @@ from unbroken.journal import Journal, Lease, Origin
 from unbroken.journal.events import AttemptEnded
 from unbroken.link.messages import Bye, FromTrainer
 from unbroken.store import open_store
-from unbroken.training.agent_link import StopRequest
+from unbroken.training.agent_link import ReturnedSlot, StopRequest
 
 _log = logging.getLogger("unbroken")
 
@@ -28,7 +28,7 @@ class SoloLink:
     """
 
     def __init__(self, uri: str, *, clock: Clock) -> None:
-        self._uri = uri
+        self.uri = uri
         self._clock = clock
         self._origin = Origin(host=socket.gethostname(), pid=os.getpid())
         self._journal: Journal | None = None
@@ -36,6 +36,7 @@ class SoloLink:
         self.claim = ""
         self.stop: StopRequest | None = None
         self.advised = False
+        self.returned: list[ReturnedSlot] = []
 
     def open(self) -> None:
         """Claim the run's next attempt.
@@ -43,7 +44,7 @@ class SoloLink:
         Raises:
             UnbrokenError: the run cannot be opened for writing.
         """
-        self._journal = Journal.create(open_store(self._uri, create=True), clock=self._clock)
+        self._journal = Journal.create(open_store(self.uri, create=True), clock=self._clock)
         lease = self._journal.claim(self._origin, command=list(sys.argv))
         self.attempt, self.claim = lease.attempt, lease.claim
 
@@ -54,7 +55,7 @@ class SoloLink:
             StoreError: it has not.
         """
         if self._journal is None:
-            raise StoreError(f"no attempt of {self._uri} was claimed", kind="no-claim")
+            raise StoreError(f"no attempt of {self.uri} was claimed", kind="no-claim")
         return self._journal
 
     def send(self, message: FromTrainer) -> None:
