@@ -169,10 +169,11 @@ class Watch:
                 self._committed(step, seconds)
             case SaveFailed(step=step, message=message):
                 self._say(f"step {step} could not be saved: {message}")
-            case Restored(step=step, seconds=seconds):
+            case Restored(step=step, seconds=seconds, from_memory=from_memory):
                 self._view = replace(self._view, phase="")
                 if told.rank == 0:
-                    where = f"from step {step} ({seconds:.1f}s)" if step > 0 else "from the start"
+                    place = ", from this node's memory" if from_memory else ""
+                    where = f"from step {step}{place} ({seconds:.1f}s)" if step > 0 else "from the start"
                     self._say(f"training goes on {where}")
             case Stopping(step=step) if self._view.saving_last != step:
                 self._view = replace(self._view, saving_last=step)

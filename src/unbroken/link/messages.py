@@ -68,6 +68,8 @@ class Restored(msgspec.Struct, tag="restored", frozen=True):
     bytes: int
     manifest: str = ""
     """Key of the checkpoint that training goes on from: the parent of the next one; "" at the start."""
+    from_memory: bool = False
+    """Whether it still lay in this node's memory, so that it was not read from the store."""
 
 
 class SlotOffered(msgspec.Struct, tag="slot-offered", frozen=True):

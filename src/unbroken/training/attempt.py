@@ -129,7 +129,8 @@ class Attempt:
             record, manifest, loaded = found
             restore.apply(manifest, loaded)
         self._generators = [(item, loaded[item.name]) for item in objects if item.generator and item.name in loaded]
-        self.continue_from(record, manifest, seconds=self._clock.monotonic() - began)
+        seconds = self._clock.monotonic() - began
+        self.continue_from(record, manifest, seconds=seconds, from_memory=bool(self._left_in_memory(record)))
         return record.step
 
     def _left_in_memory(self, record: CheckpointRecord) -> dict[str, memoryview] | None:
@@ -149,7 +150,9 @@ class Attempt:
             item.load(saved)
         self._generators = []
 
-    def continue_from(self, record: CheckpointRecord, manifest: Manifest, *, seconds: float) -> None:
+    def continue_from(
+        self, record: CheckpointRecord, manifest: Manifest, *, seconds: float, from_memory: bool = False
+    ) -> None:
         """Journal that training goes on from a checkpoint, whose restore took ``seconds``: the parent of the next one.
 
         No save may be under way.
@@ -163,14 +166,15 @@ class Attempt:
         finally:
             self._going_back.clear()
         self._newest = record.event
-        self._began_at(record.step, manifest.size, seconds, record.event.manifest if kept else "")
-
-    def _began_at(self, step: int, size: int, seconds: float, manifest: str = "") -> None:
-        seconds = round(seconds, 6)
-        self._append(
-            Note("restored", f"training goes on from step {step}", {"step": step, "seconds": seconds, "bytes": size})
+        self._began_at(
+            record.step, manifest.size, seconds, record.event.manifest if kept else "", from_memory=from_memory
         )
-        self.link.send(Restored(step, seconds, size, manifest))
+
+    def _began_at(self, step: int, size: int, seconds: float, manifest: str = "", *, from_memory: bool = False) -> None:
+        seconds = round(seconds, 6)
+        data = {"step": step, "seconds": seconds, "bytes": size, "from_memory": from_memory}
+        self._append(Note("restored", f"training goes on from step {step}", data))
+        self.link.send(Restored(step, seconds, size, manifest, from_memory))
 
     @property
     def durable_step(self) -> int:
