@@ -123,3 +123,19 @@ def test_next_attempt_begins_without_the_last_ones_stop_step(scene: Scene) -> No
     scene.triage.stopping(90)
     scene.triage.forget()
     assert scene.triage.weigh([scene.upload(91)], 2) is None
+
+
+def test_upload_that_has_ended_is_no_longer_weighed_and_may_have_lost_its_descriptor(scene: Scene) -> None:
+    scene.press(100)
+    first, stop = scene.upload(4), scene.upload(8)
+    lost = os.dup(scene.descriptor)
+    ended = scene.upload(2, ended=True)
+    ended.taken = Taken(ended.taken.slot, lost)
+    os.close(lost)
+    scene.triage.stopping(8)
+    assert ended.expected() == SIZE
+    choice = scene.triage.weigh([ended, first, stop], 2)
+    assert choice is not None
+    assert choice.situation.in_flight is not None
+    assert choice.situation.in_flight.step == 4
+    assert scene.triage.weigh([ended], 2) is None

@@ -16,7 +16,7 @@ from unbroken.agent.arena import Arena
 from unbroken.agent.attempt_writer import AttemptWriter
 from unbroken.agent.bandwidth import BandwidthMeter
 from unbroken.agent.claims import Claim
-from unbroken.agent.events import Chosen, Durable, Fenced, Trouble, Woken
+from unbroken.agent.events import Chosen, Durable, Fenced, ThreadFailed, Trouble, Woken
 from unbroken.agent.uploader import Uploader
 from unbroken.checkpoint import verify_checkpoint
 from unbroken.clock import SYSTEM_CLOCK
@@ -342,3 +342,23 @@ def test_closing_gives_every_slot_back_and_ends_the_thread(node: Node) -> None:
     assert [slot.number for slot in node.arena.inherit(object(), 0)] == [0, 1]
     taken = node.arena.take(node.channel, 0, 0)
     assert taken is None
+
+
+def test_notice_just_after_a_commit_finds_the_uploader_alive(node: Node) -> None:
+    told: list[Any] = []
+
+    def tell(event: Any) -> None:
+        told.append(event)
+        if isinstance(event, Durable):  # the slot is given back, and its trainer not told yet
+            node.uploader.press(SYSTEM_CLOCK.monotonic() + 60)
+            node.uploader.stopping(9)
+
+    node.uploader.close(10)
+    node.uploader = Uploader(node.arena, tell, SYSTEM_CLOCK)
+    node.writer.restored("")
+    node.save(4, 0)
+    assert isinstance(node.answer(), SlotCommitted)
+    node.save(9, 1)
+    assert isinstance(node.answer(), SlotCommitted)
+    assert [event for event in told if isinstance(event, ThreadFailed)] == []
+    assert [record.step for record in node.records()] == [4, 9]

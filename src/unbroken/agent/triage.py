@@ -22,6 +22,8 @@ class Upload:
     trainer: Channel
     taken: Taken
     step: int
+    size: int = field(init=False)
+    """Bytes of the slot."""
     sent: int = 0
     """Bytes whose sending has begun."""
     sequence: int = 0
@@ -32,12 +34,17 @@ class Upload:
     """Whether its trainer is gone: there will be no later state, and nobody saves this one again."""
     abandoned: str = ""
     """Why it is not to be gone on with, or ""."""
+    ended: bool = False
+    """Whether it is committed or given up, and its trainer about to be told."""
     hurry: threading.Event = field(default_factory=threading.Event)
     """Set where it is not to be waited with."""
 
+    def __post_init__(self) -> None:
+        self.size = os.fstat(self.taken.descriptor).st_size  # now: the upload thread closes the descriptor
+
     def expected(self) -> int:
         """Bytes that it is likely to write in all: at most about the slot's."""
-        return self.writer.expected(os.fstat(self.taken.descriptor).st_size)
+        return self.writer.expected(self.size)
 
     def abandon(self, reason: str) -> None:
         """Stop it at its next piece."""
@@ -87,7 +94,7 @@ class Triage:
         Returns:
             a choice that is new.
         """
-        wanted = [upload for upload in uploads if not upload.abandoned]
+        wanted = [upload for upload in uploads if not (upload.abandoned or upload.ended)]
         if self._until is None or not wanted:
             return None
         if self._stop_step < 0 and not wanted[-1].orphan:

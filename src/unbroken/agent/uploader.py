@@ -121,6 +121,7 @@ class Uploader:
         except BaseException as error:  # noqa: BLE001 - a thread that died would never save again, and say nothing
             text = f"the save met a fault of our own ({type(error).__name__}: {error})"
             result = StoreError(text, kind="fault")
+        upload.ended = True
         if isinstance(result, CheckpointCommitted):
             self._arena.give_back(upload.taken, result.manifest)
             self._tell(Durable(result, attempt))
