@@ -195,3 +195,9 @@ def agent_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
         yield session
         session.close()
         arena.close()
+
+
+@pytest.fixture
+def truth(training, tmp_path):
+    """The final bits of 11 steps that nobody interrupted."""
+    return training(str(tmp_path / "truth")).train(11).bits()

@@ -39,12 +39,6 @@ def notes(journal: Journal, topic: str) -> list[Note]:
     return [event for event in events if isinstance(event, Note) and event.topic == topic]
 
 
-@pytest.fixture
-def truth(training, tmp_path):
-    """The final bits of 11 steps that nobody interrupted."""
-    return training(str(tmp_path / "truth")).train(11).bits()
-
-
 @pytest.mark.parametrize("stop_at", [0, 2, 3, 4, 9])
 def test_resume_is_bit_identical_to_an_uninterrupted_run(training, uri, interrupt, truth, stop_at):
     with pytest.raises(Interrupted) as stopped:
