@@ -27,9 +27,14 @@ _WAIT_SECONDS = 60.0
 
 
 class Training:
-    """Parameters in tensors of 64 MiB and their fused AdamW; a step computes for about ``busy`` seconds first."""
+    """Parameters in tensors of 64 MiB and their fused AdamW; a step computes for about ``busy`` seconds first.
 
-    def __init__(self, size: int, busy: float) -> None:
+    Args:
+        threads: that compute: all cores, or fewer, as where a device computes and the cores are free.
+    """
+
+    def __init__(self, size: int, busy: float, threads: int) -> None:
+        self._threads = threads
         length = min(_TENSOR_BYTES, size // _STATES)
         count = max(1, round(size / (_STATES * length)))
         self.model = torch.nn.ParameterList(torch.randn(length // 4) for _ in range(count))
@@ -46,33 +51,33 @@ class Training:
         """Matrix products, as most trainings spend their time on: little memory is read."""
         self._compute(self._rounds)
 
-    def step(self) -> float:
-        """Seconds of one step: forward, backward, optimizer."""
-        began = time.monotonic()
+    def step(self) -> None:
+        """Forward, backward, optimizer."""
         self.forward_backward()
         self.optimizer.step()
-        return time.monotonic() - began
 
     def _compute(self, rounds: int) -> None:
+        others = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
         for _ in range(rounds):
             torch.mm(self._matrix, self._matrix)
+        torch.set_num_threads(others)
 
 
 class Staging:
     """Stages a training into an arena and gives the slot back at once."""
 
-    def __init__(self, training: Training, *, overlap: bool) -> None:
+    def __init__(self, training: Training) -> None:
         self.objects = state_objects({"model": training.model, "optimizer": training.optimizer})
-        self._area = StagingArea(overlap=overlap, say=print, clock=SYSTEM_CLOCK)
-        self._area.prepare(self.objects)
-        self._area.wait_until_touched(_WAIT_SECONDS)
+        self.area = StagingArea(say=print, clock=SYSTEM_CLOCK)
+        self.area.prepare(self.objects)
+        self.area.wait_until_touched(_WAIT_SECONDS)
         self._sealed = threading.Event()
         self.size = sum(tensor.nbytes for tensor in capture(self.objects).tensors.values())
 
-    def stage(self) -> float:
-        """Seconds until the loop may go on."""
-        began = time.monotonic()
-        slot = self._area.take()
+    def stage(self, *, eager: bool) -> None:
+        """Return when the loop may go on."""
+        slot = self.area.take()
         if slot is None:
             raise RuntimeError("the slot before was not sealed")
         captured = capture(self.objects)
@@ -81,72 +86,85 @@ class Staging:
         def done(result: HostState | Exception) -> None:
             if isinstance(result, Exception):
                 print(result, file=sys.stderr)
-            self._area.give_back(slot)
+            self.area.give_back(slot)
             self._sealed.set()
 
-        self._area.stage(slot, captured, _described(captured), _OWNER, done)
-        return time.monotonic() - began
+        self.area.stage(slot, captured, _described(captured), _OWNER, done, eager=eager)
 
     def settle(self) -> None:
         """Wait for the seal."""
         if not self._sealed.wait(_WAIT_SECONDS):
             raise RuntimeError("not sealed in time")
 
-    def close(self) -> None:
-        self._area.close(_WAIT_SECONDS)
-
 
 def _described(captured: Captured) -> Callable[[list[HostTensor], float], HostState]:
     return lambda tensors, stall: HostState(1, captured.tree, tensors, stall=stall)
 
 
-def memcpy_seconds(size: int) -> float:
-    """One copy of ``size`` bytes between warm memories with torch's threads."""
-    source, target = torch.ones(size // 4), torch.ones(size // 4)
-    seconds = []
-    for _ in range(5):
+class Copies:
+    """The state in two other places, for copies in memory to compare with: torch's own, all of its threads."""
+
+    def __init__(self, training: Training) -> None:
+        tensors = capture(state_objects({"model": training.model, "optimizer": training.optimizer})).tensors
+        self._sources = list(tensors.values())
+        self._targets = [tensor.clone() for tensor in self._sources]
+
+    def copy(self) -> None:
+        for source, target in zip(self._sources, self._targets, strict=True):
+            target.copy_(source)
+
+
+def measure(training: Training, rounds: int) -> dict[str, list[float]]:
+    """Seconds of: a step, and a copy in memory or a staging with the step after it; interleaved."""
+    copies, staging = Copies(training), Staging(training)
+
+    def timed(save: Callable[[], None]) -> tuple[float, float]:
         began = time.monotonic()
-        target.copy_(source)
-        seconds.append(time.monotonic() - began)
-    return statistics.median(seconds)
+        save()
+        blocked = time.monotonic() - began
+        training.step()
+        return time.monotonic() - began, blocked
 
-
-def lost(training: Training, staging: Staging, steps: int) -> tuple[float, float]:
-    """Seconds that a save costs a training, all in; and for how many of them the loop stood still in the save."""
-    plain, saved, blocked = [], [], []
-    training.step()
-    for _ in range(steps):
-        plain.append(training.step())
-        stalled = staging.stage()
-        blocked.append(stalled)
-        saved.append(stalled + training.step())
-        staging.settle()
-    return statistics.median(saved) - statistics.median(plain), statistics.median(blocked)
+    ways: dict[str, Callable[[], None]] = {
+        "none": lambda: None,
+        "memcpy": copies.copy,
+        "eager": lambda: staging.stage(eager=True),
+        "overlapped": lambda: staging.stage(eager=False),
+    }
+    seconds: dict[str, list[float]] = {}
+    for round_ in range(rounds):
+        names = list(ways)
+        for name in names[round_ % 4 :] + names[: round_ % 4]:
+            whole, blocked = timed(ways[name])
+            if name in ("eager", "overlapped"):
+                staging.settle()
+            seconds.setdefault(name, []).append(whole)
+            seconds.setdefault(f"{name} blocked", []).append(blocked)
+    staging.area.close(_WAIT_SECONDS)
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1_000_000_000, help="bytes of the state")
-    parser.add_argument("--busy", type=float, default=1.0, help="seconds of forward and backward")
-    parser.add_argument("--steps", type=int, default=11)
+    parser.add_argument("--busy", type=float, default=0.5, help="seconds of forward and backward")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="that compute")
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    training = Training(options.size, options.busy)
-    results: dict[str, float] = {}
-    for name, overlap in (("overlapped", True), ("eager", False)):
-        staging = Staging(training, overlap=overlap)
-        copy = memcpy_seconds(staging.size)
-        first = staging.stage()
-        training.step()
-        staging.settle()
-        all_in, blocked = lost(training, staging, options.steps)
-        staging.close()
+    seconds = measure(Training(options.size, options.busy, options.threads), options.rounds)
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    results = {"step seconds": middle["none"], "memcpy seconds": middle["memcpy blocked"]}
+    for name in ("memcpy", "eager", "overlapped"):
+        lost = middle[name] - middle["none"]
         results |= {
-            f"{name} memcpy seconds": copy, f"{name} first blocked seconds": first, f"{name} blocked seconds": blocked,
-            f"{name} lost seconds": all_in, f"{name} lost in copies": all_in / copy,
-        }  # fmt: skip
+            f"{name}: first blocked seconds": seconds[f"{name} blocked"][0],
+            f"{name}: blocked seconds": middle[f"{name} blocked"],
+            f"{name}: training lost seconds": lost,
+            f"{name}: training lost, in copies": lost / middle["memcpy blocked"],
+        }
     for name, value in results.items():
-        print(f"{name:32} {value:8.3f}")
+        print(f"{name:38} {value:8.4f}")
     if options.out is not None:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 

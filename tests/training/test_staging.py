@@ -545,14 +545,68 @@ def test_a_copying_thread_that_died_holds_no_step(bench, monkeypatch):
     monkeypatch.setattr("unbroken.training.copying._LOOK", 0.01)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
+    dying = threading.Event()
+
     def die() -> None:
-        raise SystemExit
+        if threading.current_thread().name == "unbroken-staging":
+            dying.set()
+            raise SystemExit
 
     one.area._gate = die
     slot, _, outcome = one.stage()
+    assert dying.wait(PATIENCE)
     training.step()
     assert isinstance(outcome.wait(), SnapshotSpoiled)
     assert read_slot(slot.descriptor) is None
+
+
+def test_a_waiting_step_copies_too_and_an_interrupt_of_it_spoils_the_snapshot(bench):
+    training = Training(torch.optim.AdamW)
+    one = bench(training.objects).prepare()
+    main = threading.current_thread()
+
+    def interrupt() -> None:
+        if threading.current_thread() is main:
+            raise KeyboardInterrupt
+        one.gate()
+
+    one.area._gate = interrupt
+    slot, _, outcome = one.stage()
+    assert one.gate.arrived.acquire(timeout=PATIENCE)
+    with pytest.raises(KeyboardInterrupt):
+        training.step()
+    one.gate.open()
+    assert isinstance(outcome.wait(), SnapshotSpoiled)
+    assert read_slot(slot.descriptor) is None
+
+
+def test_a_waiting_step_copies_what_the_thread_has_not_taken(bench):
+    training = Training(torch.optim.AdamW)
+    one = bench(training.objects).prepare()
+    by: list[str] = []
+
+    def gate() -> None:
+        by.append(threading.current_thread().name)
+        if by[-1] == "unbroken-staging":
+            one.gate()
+
+    one.area._gate = gate
+    slot, expected, outcome = one.stage()
+    assert one.gate.arrived.acquire(timeout=PATIENCE)  # the thread holds one piece, and stays there
+    stepping = threading.Thread(target=training.step, name="stepping")
+    stepping.start()
+    for _ in range(int(PATIENCE / 0.01)):
+        if not one.area._copying._under_way[0]._pieces:
+            break
+        threading.Event().wait(0.01)
+    assert stepping.is_alive()
+    assert read_slot(slot.descriptor) is None
+    one.gate.open()
+    stepping.join(PATIENCE)
+    assert isinstance(outcome.wait(), HostState)
+    assert held(slot) == expected
+    assert by.count("unbroken-staging") == 1
+    assert "stepping" in by
 
 
 def test_a_copy_that_takes_for_ever_is_given_up(bench, monkeypatch):
@@ -561,8 +615,10 @@ def test_a_copy_that_takes_for_ever_is_given_up(bench, monkeypatch):
     one = bench(training.objects, clock=clock).prepare()
     monkeypatch.setattr("unbroken.training.copying._LOOK", 0.01)
     monkeypatch.setattr("unbroken.training.copying._LONGEST_WAIT", -1.0)
+    one.area._gate = lambda: one.gate() if threading.current_thread().name == "unbroken-staging" else None
     slot, _, outcome = one.stage()
-    training.step()  # the gate is shut
+    assert one.gate.arrived.acquire(timeout=PATIENCE)
+    training.step()  # the copying thread never gets through the gate
     one.gate.open()
     assert isinstance(outcome.wait(), SnapshotSpoiled)
     assert read_slot(slot.descriptor) is None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import ctypes
 import logging
+import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,13 +20,15 @@ from unbroken.training.overlap import SnapshotSpoiled, Versions
 
 _log = logging.getLogger("unbroken")
 
-_BLOCK = 64 << 20
-"""Bytes copied in one go; between two, the thread can be told to give up."""
+_PIECE = 16 << 20
+"""Bytes that one thread copies in one go."""
 _SMALL = 32 << 10
 """Bytes below which torch's own copy costs more than it copies."""
 _LONGEST_WAIT = 120.0
 """Seconds for which an optimizer's step is held back at most; then the copy is given up, and the training goes on."""
 _LOOK = 1.0
+_NICE = 10
+"""Priority of the thread that copies: it takes what the training leaves of the cores; a step that waits helps."""
 _LAST_WORDS_SECONDS = 1.0
 
 # Without giving other threads a turn, which for so little would take longer than the copy.
@@ -53,6 +59,35 @@ def copy_now(source: torch.Tensor, target: memoryview) -> None:
     flat.view(source.shape).copy_(source, non_blocking=source.is_cuda)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a tensor, and where they go."""
+
+    source: torch.Tensor
+    target: memoryview
+    start: int
+    length: int
+
+
+def _pieces(work: Sequence[tuple[torch.Tensor, memoryview]]) -> Iterator[Piece]:
+    for source, target in work:
+        for start in range(0, len(target), _PIECE):
+            yield Piece(source, target, start, min(_PIECE, len(target) - start))
+
+
+def _move(piece: Piece) -> None:
+    """On this thread alone: torch's threads belong to the training."""
+    ctypes.memmove(_address(piece.target) + piece.start, piece.source.data_ptr() + piece.start, piece.length)
+
+
+def _spread(piece: Piece) -> None:
+    """On all of torch's threads."""
+    target = torch.frombuffer(piece.target, dtype=torch.uint8)
+    source = piece.source.view(-1).view(torch.uint8)
+    end = piece.start + piece.length
+    target[piece.start : end].copy_(source[piece.start : end])
+
+
 class DeferredCopy:
     """One staging of which a part is copied later.
 
@@ -61,7 +96,7 @@ class DeferredCopy:
         versions: of these tensors.
         device: what devices copy, and the versions of that; None: nothing.
         then: called in the copying thread, once, with the seconds that a step was held back and with what went wrong.
-        gate: called before each tensor; for tests.
+        gate: called before each piece is copied; for tests.
         clock: for measuring.
     """
 
@@ -75,13 +110,15 @@ class DeferredCopy:
         gate: Callable[[], None],
         clock: Clock,
     ) -> None:
-        self._work = work
+        self._pieces = collections.deque(_pieces(work))
         self._versions = versions
         self._device = device
         self._then = then
         self._gate = gate
         self._clock = clock
         self._lock = threading.Lock()
+        self._helping = 0
+        self._idle = threading.Condition(self._lock)
         self._waiting_since: float | None = None
         self._held_back = 0.0
         self._given_up = ""
@@ -91,7 +128,7 @@ class DeferredCopy:
         """Set when ``then`` has been called."""
 
     def hold_step(self, alive: Callable[[], bool]) -> None:
-        """Return when an optimizer may step: the copy is complete, or given up.
+        """Return when an optimizer may step: the copy is complete, or given up. This thread copies, too.
 
         Args:
             alive: whether the thread that copies still lives.
@@ -100,6 +137,7 @@ class DeferredCopy:
             with self._lock:
                 began = self._clock.monotonic()
                 self._waiting_since = began if self._waiting_since is None else self._waiting_since
+            self._help()
             while not self._copied.wait(_LOOK):
                 if not alive():
                     self.give_up("the thread that copies ended")
@@ -118,11 +156,10 @@ class DeferredCopy:
 
     def run(self) -> None:
         """Copy; in the copying thread."""
-        try:
-            self._copy()
-        except Exception as error:  # noqa: BLE001 - whoever waits for the snapshot is told
-            self._error = error
+        self._copy(_move)
         with self._lock:
+            while self._helping:
+                self._idle.wait()
             if self._waiting_since is not None:
                 self._held_back = self._clock.monotonic() - self._waiting_since
             moved = self._versions.moved()
@@ -142,15 +179,32 @@ class DeferredCopy:
         except Exception:  # noqa: BLE001 - the next snapshot needs the thread
             _log.exception("unbroken: a staged state could not be handed on")
 
-    def _copy(self) -> None:
-        for source, target in self._work:
-            self._gate()
-            start, to, length = source.data_ptr(), _address(target), len(target)
-            for at in range(0, length, _BLOCK):
-                if self._given_up:
-                    return
-                # Not torch's copy: its threads would fight with those of the training.
-                ctypes.memmove(to + at, start + at, min(_BLOCK, length - at))
+    def _help(self) -> None:
+        """In a thread that would only wait: the training's threads are free now, and torch's copy uses them."""
+        with self._lock:
+            self._helping += 1
+        try:
+            self._copy(_spread)
+        finally:
+            with self._lock:
+                self._helping -= 1
+                self._idle.notify_all()
+
+    def _copy(self, copy: Callable[[Piece], None]) -> None:
+        """Copy piece after piece, whichever thread is quicker, until none is left."""
+        while not self._given_up and self._error is None:
+            try:
+                piece = self._pieces.popleft()
+            except IndexError:
+                return
+            try:
+                self._gate()
+                copy(piece)
+            except Exception as error:  # noqa: BLE001 - whoever waits for the snapshot is told
+                self._error = error
+            except BaseException:  # an interrupt from the keyboard: the piece is lost
+                self.give_up("the copy was interrupted")
+                raise
 
     def _finish_device(self) -> str:
         if self._device is None:
@@ -223,6 +277,8 @@ class CopyingThread:
         return self._thread is not None and self._thread.is_alive()
 
     def _work(self) -> None:
+        with contextlib.suppress(OSError):  # some sandboxes refuse it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (copy := self._queue.get()) is not None:
             copy.run()
             self._under_way.remove(copy)
