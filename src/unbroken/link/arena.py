@@ -214,6 +214,17 @@ class Slot:
         if self._mapping is not None and self._sequence % 2 == 0:
             self._write_sequence(self._sequence + 1)
 
+    def discard(self) -> None:
+        """Close the slot, and give its memory back to the system whoever else holds the descriptor.
+
+        What it held is gone, for views and readers, too: they find zeros. Nobody may need it any more.
+        """
+        if self._mapping is not None:
+            self.unseal()
+            with contextlib.suppress(OSError):
+                self._mapping.madvise(mmap.MADV_REMOVE)
+        self.close()
+
     def close(self) -> None:
         """Give the descriptor back. Views stay valid until they are dropped."""
         if self._descriptor >= 0:

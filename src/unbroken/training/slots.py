@@ -66,7 +66,7 @@ class SlotPool:
         room = self._room()
         count = slots_that_fit([max(0, size + growth - there) for there in held], size + growth, room.size - growth)
         for slot in slots[count:]:
-            slot.close()
+            slot.discard()
         self._slots = slots[:count]
         why = _left(room)
         try:
@@ -75,7 +75,7 @@ class SlotPool:
                 slot.make_room(size + growth)
         except (MemoryError, OSError) as error:  # a system without memfd, or without descriptors
             why = str(error)
-            self._close_all()
+            self._drop_all(discard=True)
         self._free = list(self._slots)
         self._say_mode(size + growth, why)
         self._start_prefault()
@@ -109,7 +109,7 @@ class SlotPool:
         """End the thread that touches, and give the slots back. Views of them stay valid until they are dropped."""
         if self._prefault is not None:
             self._prefault.close()
-        self._close_all()
+        self._drop_all(discard=False)
 
     def wait_until_touched(self, seconds: float) -> bool:
         """Whether touching is over within ``seconds``."""
@@ -154,18 +154,18 @@ class SlotPool:
         room = self._room()
         if missing + kept_back(size) <= room.size:
             return
-        alone = self._close_free()
+        alone = self._discard_free()
         after = self._room()
         if missing + kept_back(size) <= after.size:
             self._say_mode(size, f"{room.bound} left {size_text(room.size)}")
             return
         if alone:  # no other one is there that could be given up later
-            self._close_all()
+            self._drop_all(discard=True)
             self._say_mode(size, _left(after))
         raise MemoryError(f"a copy of the state takes {size_text(missing)} more, and {_left(after)}")
 
-    def _close_free(self) -> bool:
-        """Close every free slot; whether only the one that asks is left."""
+    def _discard_free(self) -> bool:
+        """Let every free slot go; whether only the one that asks is left."""
         if self._prefault is not None:
             self._prefault.close()
         with self._lock:
@@ -173,18 +173,23 @@ class SlotPool:
             self._slots = [slot for slot in self._slots if slot not in free]
             alone = len(self._slots) == 1
         for slot in free:
-            self._close_slot(slot)
+            self._drop(slot, discard=True)
         return alone
 
-    def _close_all(self) -> None:
+    def _drop_all(self, *, discard: bool) -> None:
         with self._lock:
             slots, self._slots, self._free = self._slots, [], []
         for slot in slots:
-            self._close_slot(slot)
+            self._drop(slot, discard=discard)
 
-    def _close_slot(self, slot: Slot) -> None:
+    def _drop(self, slot: Slot, *, discard: bool) -> None:
+        """Without ``discard`` the memory stays for as long as the agent holds it, too: for its uploads, and for the
+        next trainer."""
         self._leaving(slot)
-        slot.close()
+        if discard:
+            slot.discard()
+        else:
+            slot.close()
 
 
 def _left(room: Room) -> str:
