@@ -113,6 +113,13 @@ class Arena:
                 slot.trainer, slot.inherited = trainer, True
             return [Returned(slot.number, slot.descriptor, slot.holds()) for slot in left]
 
+    def forget(self, trainer: object) -> None:
+        """``trainer`` has finished, and nobody comes after it: let its memory go, but for what is still being read."""
+        with self._lock:
+            for held in self._ranks.values():
+                for slot in [slot for slot in held.values() if slot.trainer is trainer and not slot.busy]:
+                    os.close(held.pop(slot.number).descriptor)
+
     def close(self) -> None:
         """Let all of it go."""
         with self._lock:

@@ -264,6 +264,8 @@ class Session:
                     self._take_in(channel, message)
                 if isinstance(message, Stopping):
                     self._uploader.stopping(message.step)
+                if isinstance(message, Bye) and message.outcome == "finished":
+                    self._arena.forget(channel)  # the command may go on, and want the memory for something else
                 self._post(Told(rank, message))
 
     def _take_in(self, channel: Channel, message: Message) -> None:

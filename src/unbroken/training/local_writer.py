@@ -43,17 +43,22 @@ class LocalWriter:
         """Write, at most three times; a later attempt's claim ends that."""
         if pending.state is None:
             raise StoreError(f"step {pending.step} was not staged", kind="fault")
+
+        def piece(_: int) -> None:
+            if not pending.wanted:
+                raise StoreError(f"the save of step {pending.step} was given up in the middle", kind="abandoned")
+
         pause = _FIRST_PAUSE
         for _ in range(_TRIES - 1):
             try:
-                return self._writer.write(pending.state)
+                return self._writer.write(pending.state, on_piece=piece)
             except FencedError:
                 raise
             except UnbrokenError:
-                if self._clock.wait(self._hurry, pause):
+                if not pending.wanted or self._clock.wait(self._hurry, pause):
                     raise
                 pause *= 2
-        return self._writer.write(pending.state)
+        return self._writer.write(pending.state, on_piece=piece)
 
     def continue_from(self, record: CheckpointRecord, manifest: Manifest) -> None:
         """Name the parent of the next checkpoint."""

@@ -33,6 +33,8 @@ class PendingSave:
     """Set when it is staged, until its memory is given back."""
     staged: threading.Event = field(default_factory=threading.Event)
     """Set when it is staged, or could not be."""
+    wanted: bool = True
+    """Cleared where its memory is about to change: what is not committed yet must not be."""
     done: threading.Event = field(default_factory=threading.Event)
     event: CheckpointCommitted | None = None
     """Set when it is durable and committed."""

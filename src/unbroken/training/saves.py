@@ -158,4 +158,5 @@ class Saves:
         self._saver.submit(pending, state)
         while not self._clock.wait(pending.done, max(0.0, min(_LOOK_SECONDS, patience()))) and patience() > 0:
             pass
+        pending.wanted = False  # what is read from here on may have changed
         return pending
