@@ -110,3 +110,19 @@ def test_slot_names_the_checkpoint_that_it_holds_until_it_is_written_to(arena: A
     (returned,) = arena.inherit(object(), 0)
     assert returned.manifest == ""
     slot.close()
+
+
+def test_memory_of_a_trainer_that_has_finished_goes_but_for_what_is_still_read(arena: Arena) -> None:
+    before = count_slots()
+    finished, other = object(), object()
+    offer(arena, finished, 0)
+    offer(arena, finished, 1)
+    offer(arena, other, 0, rank=1)
+    taken = arena.take(finished, 0, 1)
+    assert taken is not None
+    arena.forget(finished)
+    assert (arena.count(finished), arena.count(other)) == (1, 1)
+    arena.give_back(taken, "")
+    arena.forget(finished)
+    assert (arena.count(finished), arena.count(other)) == (0, 1)
+    assert count_slots() == before + 1

@@ -353,3 +353,18 @@ def test_offer_without_a_descriptor_breaks_the_protocol(node: Node) -> None:
     trouble = node.until(Trouble)
     assert isinstance(trouble, Trouble)
     assert "without its descriptor" in trouble.text
+
+
+def test_memory_of_a_finished_training_is_let_go_and_that_of_any_other_kept(node: Node) -> None:
+    for outcome, kept in (("left", 1), ("finished", 0)):
+        trainer, _ = node.join()
+        if not node.arena.count(trainer.channel):
+            slot = Slot.create(0)
+            trainer.channel.send(SlotOffered(0), slot.descriptor)
+            slot.close()
+        trainer.channel.send(Bye(outcome, 4))
+        while not (isinstance(told := node.until(Told), Told) and isinstance(told.message, Bye)):
+            pass
+        trainer.channel.close()
+        node.until(Departed)
+        assert sum(len(held) for held in node.arena._ranks.values()) == kept, outcome
