@@ -139,3 +139,17 @@ def test_upload_that_has_ended_is_no_longer_weighed_and_may_have_lost_its_descri
     assert choice.situation.in_flight is not None
     assert choice.situation.in_flight.step == 4
     assert scene.triage.weigh([ended], 2) is None
+
+
+def test_choice_that_stays_is_not_said_again_while_the_bandwidth_is_being_measured(scene: Scene) -> None:
+    older, stop = scene.upload(40), scene.upload(90)
+    scene.press(600)
+    scene.triage.stopping(90)
+    first = scene.triage.weigh([older, stop], 2)
+    assert action(first) is Action.BOTH
+    with scene.meter.upload():
+        for _ in range(20):
+            scene.clock.advance(1)
+            scene.meter.sent(50 * MB)
+            assert scene.triage.weigh([older, stop], 2) is None
+    assert scene.triage._choice is not first  # it was made anew all the same

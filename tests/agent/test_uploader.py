@@ -362,3 +362,18 @@ def test_notice_just_after_a_commit_finds_the_uploader_alive(node: Node) -> None
     assert isinstance(node.answer(), SlotCommitted)
     assert [event for event in told if isinstance(event, ThreadFailed)] == []
     assert [record.step for record in node.records()] == [4, 9]
+
+
+def test_trainer_that_hears_of_its_commit_leaves_nothing_behind(node: Node) -> None:
+    left: list[tuple[int, ...]] = []
+    send = node.channel.send
+
+    def look(message: Message, descriptor: int | None = None) -> None:
+        left.append(node.uploader.left())
+        send(message, descriptor)
+
+    node.channel.send = look  # type: ignore[method-assign]
+    node.writer.restored("")
+    node.save(4)
+    assert isinstance(node.answer(), SlotCommitted)
+    assert left == [()]

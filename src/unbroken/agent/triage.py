@@ -92,20 +92,20 @@ class Triage:
             slots: how many the trainer has.
 
         Returns:
-            a choice that is new.
+            a choice that does something else than the one before.
         """
         wanted = [upload for upload in uploads if not (upload.abandoned or upload.ended)]
         if self._until is None or not wanted:
             return None
         if self._stop_step < 0 and not wanted[-1].orphan:
             return None  # training goes on: there will be a later state, and nothing is known of it yet
-        left, fresh = self._until - self._clock.monotonic(), None
+        left, before = self._until - self._clock.monotonic(), self._choice
         if not self._holds(left, wanted):
-            self._choice = fresh = choose(self._situation(wanted, slots, left))
+            self._choice = choose(self._situation(wanted, slots, left))
             self._chosen_at = self._clock.monotonic()
         if self._choice is not None and self._choice.action is Action.REPLACE:
             self._give_way(self._choice.situation.stop_step, wanted, slots)
-        return fresh
+        return self._choice if self._choice is not None and _differs(self._choice, before) else None
 
     def _holds(self, left: float, wanted: list[Upload]) -> bool:
         if self._choice is None or wanted[-1].step > self._choice.situation.stop_step:
@@ -135,3 +135,8 @@ class Triage:
             for upload in wanted:
                 if upload.step < stop_step:
                     upload.abandon(f"for step {stop_step}")
+
+
+def _differs(choice: Choice, before: Choice | None) -> bool:
+    """Not where only the figures behind it have changed: as the bandwidth is being measured they do so every moment."""
+    return before is None or (choice.action, choice.situation.stop_step) != (before.action, before.situation.stop_step)

@@ -125,6 +125,7 @@ class Uploader:
         if isinstance(result, CheckpointCommitted):
             self._arena.give_back(upload.taken, result.manifest)
             self._tell(Durable(result, attempt))
+            self._queue.done()  # before the trainer hears of it, and leaves: nothing of it is left to be rescued
             self._answer(upload, SlotCommitted(upload.taken.slot.number, result))
             return
         gc.collect()  # errors of several threads hold each other, and views of a slot that may be many gigabytes
