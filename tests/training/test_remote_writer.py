@@ -226,6 +226,25 @@ def test_what_the_agent_met_is_raised_here_as_the_same_class(world, name, kind):
     assert (error.message, error.kind, error.hint) == ("no", "why", "do")
 
 
+def test_an_agent_that_replaces_one_lost_before_anybody_followed_the_link_is_told_the_parent(world, monkeypatch):
+    lost, may_come, start = threading.Event(), threading.Event(), AgentLink._start_agent
+
+    def start_later(link: AgentLink) -> Path:
+        lost.set()
+        assert may_come.wait(20)
+        return start(link)
+
+    monkeypatch.setattr(AgentLink, "_start_agent", start_later)
+    another = world.agent()
+    world.replace_by(another)
+    world.agents[0].die()
+    assert lost.wait(20)
+    world.writer = RemoteWriter(world.link, world._local, clock=SYSTEM_CLOCK)
+    world.writer.announce(world.staged(3))
+    may_come.set()
+    assert [another.heard() for _ in range(3)] == [Restored(0, 0.0, 0), SlotOffered(0), Sealed(0, 3)]
+
+
 def test_a_new_agent_is_told_the_parent_and_all_that_is_not_answered(world):
     first, second, third = world.staged(3, 0), world.staged(4, 1), None
     world.writer.announce(first)

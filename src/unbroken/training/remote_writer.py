@@ -59,7 +59,9 @@ class RemoteWriter:
         self._alone = False
         """No agent will come any more."""
         self._hurried = False
+        self._following = False
         link.follow(self)
+        self._following = True
 
     def offer(self, slots: Sequence[Slot]) -> None:
         """Let each agent have the memory into which states will be staged."""
@@ -112,9 +114,8 @@ class RemoteWriter:
     def connected(self, channel: Channel) -> None:
         """An agent has welcomed this attempt: it is told all that is not answered yet. Called by the link."""
         with self._changed:
-            again = self._channel is not None
             self._channel, self._offered = channel, set()
-            if again:
+            if self._following:  # else the first one, whom the attempt tells
                 self._say(self._parent)
             self._say_slots()
             for announced in self._announced.values():
