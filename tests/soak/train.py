@@ -56,6 +56,7 @@ def main() -> None:
 
 def launch(plan: Plan, ledger: Ledger) -> None:
     """Start the trainer and start it again when it is killed; returns in the trainer alone."""
+    Training().step()  # loads what torch loads when it is used first
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot fork"
     while True:
         seen = len(ledger.lines())

@@ -156,7 +156,7 @@ class Trial:
             if struck or not self.plan.impatient:
                 self._await(lambda: not processes(self._path), "processes are left")
                 self._check()
-            if code == 0 and struck:
+            if struck and self._finished(code):
                 break
         else:
             raise AssertionError(f"{_STARTS} starts, and not finished")
@@ -232,6 +232,13 @@ class Trial:
             held = read_tensors(journal.store, load_manifest(journal.store, record))
             truth = self._truth[record.step - 1]
             assert {name: digest(data) for name, data in held.items() if name in truth} == truth, record.step
+
+    def _finished(self, code: int) -> bool:
+        """Whether the training came to its end, be it without the ``unbroken run`` that was killed."""
+        if code != -signal.SIGKILL:
+            return code == 0
+        since_start = "".join(line["what"][0] for line in self._ledger.lines()).rpartition("s")[2]
+        return "f" in since_start
 
     def _check_end(self) -> None:
         journal = self._journal()
