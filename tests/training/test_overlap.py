@@ -246,3 +246,18 @@ def test_what_an_optimizer_will_hold_is_foreseen(make, times):
         assert expected_growth(objects_of(optimizer)) == 0
         tensors = [tensor for tensor in optimizer.state[parameters[0]].values() if torch.is_tensor(tensor)]
         assert sum(tensor.nbytes for tensor in tensors if tensor.numel() > 1) == before
+
+
+def test_memory_that_was_exchanged_counts_as_changed():
+    tensor = torch.zeros(100_000)
+    watched = Versions({"it": tensor})
+    tensor.share_memory_()  # as happens to what is sent to another process; it moves no counter
+    assert tensor._version == 0
+    assert watched.moved() == "it"
+
+
+def test_a_forked_process_steps_as_it_likes(held, monkeypatch):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    stepped(optimizer)
+    assert held == []

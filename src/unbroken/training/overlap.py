@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -54,10 +55,11 @@ def deferrable(
 
 
 class Versions:
-    """Whether tensors were changed in place since this was made. The first look decides."""
+    """Whether tensors were changed in place since this was made, or their memory exchanged, as happens where one is
+    sent to another process. The first look decides."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self._seen = [(name, tensor, tensor._version) for name, tensor in tensors.items()]
+        self._seen = [(name, tensor, _version(tensor)) for name, tensor in tensors.items()]
         self._lock = threading.Lock()
         self._moved: str | None = None
 
@@ -65,12 +67,13 @@ class Versions:
         """The name of a tensor that had been changed when this was called first; "" for none."""
         with self._lock:
             if self._moved is None:
-                self._moved = next((name for name, tensor, was in self._seen if tensor._version != was), "")
+                self._moved = next((name for name, tensor, was in self._seen if _version(tensor) != was), "")
             return self._moved
 
 
 class StepGuard:
-    """Lets no optimizer of this process step while something is being copied.
+    """Lets no optimizer of this process step while something is being copied. One that it forks is none of our concern:
+    what that changes is memory of its own.
 
     Args:
         hold: called in the thread that is about to step; returns when it may.
@@ -78,6 +81,7 @@ class StepGuard:
 
     def __init__(self, hold: Callable[[], None]) -> None:
         self._hold = hold
+        self._process = os.getpid()
         self._handle = register_optimizer_step_pre_hook(self._before_step)
 
     def close(self) -> None:
@@ -85,7 +89,8 @@ class StepGuard:
         self._handle.remove()
 
     def _before_step(self, *_: Any) -> None:
-        self._hold()
+        if os.getpid() == self._process:
+            self._hold()
 
     # torch.compile must call this each time, and not what it did when it was compiled.
     _before_step._torchdynamo_disable = True  # type: ignore[attr-defined]
@@ -134,6 +139,10 @@ def _owned(optimizer: Optimizer) -> Iterator[torch.Tensor]:
             for parameter in group["params"]:
                 yield parameter
                 yield from _tensors(optimizer.state.get(parameter))
+
+
+def _version(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor._version, tensor.data_ptr()
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
