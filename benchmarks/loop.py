@@ -16,7 +16,7 @@ _STEPS_AFTER = 1
 """How many steps, after the one during which a save became durable, still belong to it: memory and files are freed."""
 _FEWEST_QUIET = 3
 _LONGEST_WAIT = 600.0
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 0.05
 """While a save is due and cannot begin, the store and the processes are not looked at in each step."""
 _SETTLE_SECONDS = 0.3
 
@@ -41,7 +41,7 @@ class _Step:
 
 
 class Loop:
-    """Trains, and saves every ``every`` steps until ``saves`` were begun and as many steps more have passed.
+    """Trains, and saves at multiples of ``every`` steps until ``saves`` were begun and the next one would be due.
 
     Args:
         saving: the method.
@@ -98,8 +98,8 @@ class Loop:
             seconds = self._training.timed_step()
             step += 1
             self._steps.append(_Step(step, time.time(), boundary + seconds))
-            if len(self._saves) == self._count and step >= self._saves[-1].step + self._every - 1:
-                return
+            if len(self._saves) == self._count and step >= due_at:
+                return  # before that boundary, at which another save would begin
             due = step >= due_at
             if due:
                 self._digests = self._training.digests()

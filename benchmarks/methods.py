@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,18 +89,10 @@ class Method:
         """Why it cannot be measured here, or ""."""
         if self.needs and importlib.util.find_spec(self.needs) is None:
             return "not installed"
-        if self.ours and (unknown := set(self.options) - set(_run_options())):
-            return f"this version of unbroken.Run has no {', '.join(sorted(unknown))}"
         return ""
 
     def make(self, place: Place, training: Training) -> Saving:
         return self.load()(place, training, **self.options)
-
-
-def _run_options() -> set[str]:
-    from unbroken import Run
-
-    return set(inspect.signature(Run).parameters)
 
 
 METHODS = {

@@ -34,6 +34,7 @@ def main() -> None:
 
 
 def _save(plan: dict[str, Any]) -> dict[str, Any]:
+    METHODS[plan["method"]].load()  # before there is a training: one of them forks
     training = _training(plan, rows=plan["rows"])
     place = Place(plan["folder"], plan["signed"])
     saving = METHODS[plan["method"]].make(place, training)
@@ -42,6 +43,7 @@ def _save(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore(plan: dict[str, Any]) -> dict[str, Any]:
+    METHODS[plan["method"]].load()
     training = _training(plan, rows=0)
     before = training.size
     saving = METHODS[plan["method"]].make(Place(plan["folder"], plan["signed"]), training)

@@ -63,7 +63,8 @@ class Training:
             parameter.grad = torch.randn_like(parameter) / side
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-3, fused=True)
         self._values = [torch.randn(rows, side) for _ in range(count + 1)]
-        self._errors = [torch.randn(rows, side) / side for _ in range(2)]
+        self._error = torch.randn(rows, side) / side
+        self._passed_back = [torch.empty(rows, side) for _ in range(2)]
         self._scale = 1.0
         self.optimizer.step()  # makes the moments
 
@@ -77,24 +78,25 @@ class Training:
 
     def forward_backward(self) -> None:
         """Read every layer and write every gradient. Changes nothing of the state."""
-        if not len(self._values[0]):
-            # With gradients that stay the same the moments would come to rest, and need not be saved again.
-            scale = 0.5 + random.random()
-            torch._foreach_mul_([each.grad for each in self.trained], scale / self._scale)
-            self._scale = scale
+        # With gradients that stay the same the moments would come to rest, and need not be saved again.
+        scale = 0.5 + random.random()
+        change, self._scale = scale / self._scale, scale
+        if not len(self._error):
+            torch._foreach_mul_([each.grad for each in self.trained], change)
             return
         with torch.no_grad():
+            self._error *= change
             weights = list(self.model.parameters())
             for number, weight in enumerate(weights):
                 torch.mm(self._values[number], weight.T, out=self._values[number + 1])
                 self._values[number + 1].tanh_()
-            error, other = self._errors
+            error, (other, spare) = self._error, self._passed_back
             for number in reversed(range(len(weights))):
                 if weights[number].grad is None:
                     break  # the frozen layers come first: nothing before them needs the error
                 torch.mm(error.T, self._values[number], out=weights[number].grad)
                 torch.mm(error, weights[number], out=other)
-                error, other = other, error
+                error, other, spare = other, spare, other
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor of the state, in an order that is always the same."""

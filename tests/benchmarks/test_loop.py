@@ -90,6 +90,24 @@ def test_lost_is_the_stall_and_by_how_much_the_steps_after_it_were_longer(
     assert not any(save["whole_period"] for save in done["saves"])
 
 
+class LateSaving(SlowSaving):
+    """Is not ready when the second save is due, and begins it three steps later."""
+
+    def boundary(self, step: int, *, due: bool) -> bool:
+        return super().boundary(step, due=due and not 16 <= step < 19)
+
+
+def test_the_digests_are_those_of_the_boundary_at_which_a_late_save_began(
+    loop: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time, busy = Time(), [False]
+    monkeypatch.setattr(loop, "time", time)
+    saving = LateSaving(time, busy)
+    done = loop.Loop(saving, FakeTraining(time, busy), Store(), every=8, saves=2).run()
+    assert len(saving.durable) == 2  # and no third one, though a multiple of eight came soon after
+    assert done["digests"] == [str(5 + 19)]
+
+
 def test_a_torn_peer_is_counted_and_a_torn_unbroken_ends_the_benchmark(
     loop: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
