@@ -24,6 +24,9 @@ from unbroken.link.messages import Hello
 from unbroken.store.folder import FolderStore
 from unbroken.store.objects import ObjectStore
 
+_LIMIT = 100
+"""Attempts in a row that may commit nothing: kills come before the first commit, too."""
+
 trainers: list[int] = []
 """The trainer that this process has welcomed last."""
 
@@ -48,6 +51,8 @@ def main() -> None:
     moments.around(Ending, "_rescue", "rescue")
     moments.around(Ending, "conclude", "conclude")
     unbroken.agent.supervisor.backoff = lambda *_: 0.02
+    begin = Claims.__init__
+    Claims.__init__ = lambda claims, origin, command, _, clock: begin(claims, origin, command, _LIMIT, clock)
     if sys.argv[1] == "-m":
         module, sys.argv = sys.argv[2], sys.argv[2:]
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -82,7 +82,10 @@ class Ledger:
 
     def add(self, what: str, **more: Any) -> None:
         """Append a line, whole."""
-        os.write(self._file, json.dumps({"what": what, "pid": os.getpid(), "at": round(time.time(), 2), **more}).encode() + b"\n")
+        os.write(
+            self._file,
+            json.dumps({"what": what, "pid": os.getpid(), "at": round(time.time(), 2), **more}).encode() + b"\n",
+        )
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines, oldest first."""

@@ -16,6 +16,7 @@ import unbroken
 import unbroken.training.copying
 import unbroken.training.saves
 from unbroken.link.arena import Slot
+from unbroken.training import agent_link
 from unbroken.training.agent_link import AgentLink
 from unbroken.training.attempt import Attempt
 from unbroken.training.copying import CopyingThread, DeferredCopy
@@ -25,6 +26,11 @@ LAST = 400
 """No trial comes so far: it ends some steps after its last kill."""
 _TAIL = 3
 _PATIENCE = 30.0
+_AHEAD, _SLOWER = 10, 0.05
+"""So many steps before the newest checkpoint, each takes so many seconds more: kills need saves, not steps."""
+
+_CONNECT_SECONDS = 3.0
+"""For how long a trainer asks for an agent that was killed in the meantime."""
 
 agents: list[int] = []
 """The agent that this process speaks to."""
@@ -37,15 +43,18 @@ def main() -> None:
         launch(plan, ledger)
     if not plan.supervised:
         sys.executable = str(Path(plan.folder, "python"))  # with which the agent is started
+    agent_link._CONNECT_SECONDS = _CONNECT_SECONDS
     training = Training()
     make_moments(plan, ledger, training)
     with unbroken.Run(plan.uri, every=1, state=training.state) as run:
-        ledger.add("began", attempt=run.attempt, step=run.step)
-        left = _TAIL
+        ledger.add("began", attempt=run.attempt, step=run.step, digests=training.digests())
+        left, attempt = _TAIL, run._attempt
         for step in run.steps(until=LAST):
             time.sleep(plan.pace * (step % 3) / 2)  # sometimes the next step comes before the copy is complete
             training.step()
             time.sleep(plan.pace * (1 - step % 3 / 2))
+            if attempt.busy and step - attempt.durable_step > _AHEAD:
+                time.sleep(_SLOWER)
             left -= ledger.strikes() == len(plan.kills)
             if left <= 0:
                 run.finish()
@@ -89,9 +98,7 @@ def make_moments(plan: Plan, ledger: Ledger, training: Training) -> None:
     moments.around(Slot, "seal", "seal")
     moments.around(Slot, "_write_sequence", "sequence")
     moments.around(RemoteWriter, "_say_sealed", "sealed")
-    moments.around(
-        RemoteWriter, "announce", "announce", lambda _, pending: ledger.add("announced", step=pending.step)
-    )
+    moments.around(RemoteWriter, "announce", "announce", lambda _, pending: ledger.add("announced", step=pending.step))
     moments.around(RemoteWriter, "connected", "connected", lambda *_: ledger.add("connected"))
     moments.around(RemoteWriter, "heard", "heard")
     moments.around(RemoteWriter, "write", "answered")

@@ -40,17 +40,18 @@ _OFTEN = {"piece": 40, "sequence": 8, "put": 12, "create": 12, "capture": 4}
 _ONCE = ["offer", "inherit", "rescue", "conclude", "claim", "welcome", "part", *_STARTING]
 
 
-def make_plan(seed: int, folder: Path, uri: str, *, slow: bool) -> Plan:
+def make_plan(seed: int, folder: Path, uri: str, *, slow: bool, most: int) -> Plan:
     """The trial of a seed.
 
     Args:
         slow: whether the store takes long for a save.
+        most: how many kills there may be, and perhaps one more.
     """
     dice = random.Random(seed)
     supervised = dice.random() < 0.7
     restarts_itself = dice.random() < 0.7
     kills: list[Kill] = []
-    wanted = dice.randint(2, 4) if restarts_itself else dice.randint(1, 2)
+    wanted = dice.randint(2, most) if restarts_itself else dice.randint(1, 2)
     while len(kills) < wanted:
         kills += _some_kills(dice, supervised=supervised, restarts_itself=restarts_itself)
     return Plan(
@@ -189,7 +190,7 @@ class Trial:
 
     def _start(self) -> int:
         train = [sys.executable, str(HERE / "train.py")]
-        supervised = [sys.executable, str(HERE / "agent.py"), "run", "--no-progress-limit", "50", "--", *train]
+        supervised = [sys.executable, str(HERE / "agent.py"), "run", "--", *train]
         self._ledger.add("start", contested=bool(processes(self._path)))
         process = subprocess.Popen(
             supervised if self.plan.supervised else train,
@@ -216,6 +217,9 @@ class Trial:
         lines = self._ledger.lines()
         for line in lines[self._read :]:
             self._promises.read(line)
+            if line["what"] == "began" and line["step"]:
+                restored = line["digests"]
+                assert restored == self._truth[line["step"] - 1], f"step {line['step']} was restored wrongly"
             assert line["what"] != "stuck", f"kill {line.get('kill')} did not strike"
         self._read = len(lines)
         journal = self._journal()
