@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from kills import PLAN_VARIABLE, Ledger, Moments, Plan, processes, read_plan
-from training import Training
+from small_training import Training
 
 import unbroken
 import unbroken.training.copying

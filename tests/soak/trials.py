@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 from kills import PLAN_VARIABLE, Kill, Ledger, Plan, processes
-from training_digest import digest
+from tensor_digest import digest
 
 from unbroken.checkpoint import load_manifest, read_tensors, verify_checkpoint
 from unbroken.errors import NotFoundError
@@ -225,7 +226,7 @@ class Trial:
         journal = self._journal()
         records = journal.state.commits if journal is not None else []
         steps = [record.step for record in records]
-        assert all(before < after for before, after in zip(steps, steps[1:], strict=False)), steps
+        assert all(before < after for before, after in itertools.pairwise(steps)), steps
         newest = steps[-1] if steps else 0
         assert newest >= self._promises.expected(), f"newest {newest}, {self._promises}"
         self._promises = Promises(sure=newest)

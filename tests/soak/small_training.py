@@ -1,4 +1,4 @@
-"""A small training whose every step changes every kind of tensor. ``training.py N`` prints the digests of N steps."""
+"""A small training whose every step changes every kind of tensor. ``small_training.py N`` prints the digests of N steps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import sys
 
 import torch
+from tensor_digest import digest
 from torch import nn
-from training_digest import digest
 
 torch.set_num_threads(1)  # other numbers of threads add up in another order
 
