@@ -303,7 +303,9 @@ def test_an_object_that_the_checkpoint_lacks_is_named(training, uri):
 
 
 @pytest.mark.usefixtures("agent_here")
-def test_the_exit_of_a_stop_that_came_too_late_names_what_stands(training, uri, interrupt, monkeypatch, journal):
+def test_the_exit_of_a_stop_that_came_too_late_names_what_stands(
+    training, uri, interrupt, monkeypatch, journal, caplog
+):
     from unbroken.checkpoint import CheckpointWriter
 
     write = CheckpointWriter.write
@@ -323,6 +325,28 @@ def test_the_exit_of_a_stop_that_came_too_late_names_what_stands(training, uri, 
     over.set()
     assert isinstance(late.value.__cause__, DeadlineError)
     assert [record.step for record in journal().state.checkpoints] == [4]
+    assert "unbroken: the agent has not made step 7 durable yet; it goes on" in caplog.messages
+    assert [line for line in caplog.messages if "failed" in line] == []
+
+
+def test_an_impatient_interrupt_of_the_last_wait_leaves_nothing_behind(training, uri, monkeypatch, journal):
+    from torch.optim import optimizer
+
+    def impatient(*_):
+        raise KeyboardInterrupt
+
+    def fail() -> None:
+        monkeypatch.setattr("unbroken.training.saver.Saver.close", impatient)
+        raise ValueError
+
+    threads = set(threading.enumerate())
+    hooks = len(optimizer._global_optimizer_pre_hooks)
+    with pytest.raises(KeyboardInterrupt):
+        training(uri).train(11, {6: fail})
+    assert len(optimizer._global_optimizer_pre_hooks) == hooks
+    left = {thread.name for thread in set(threading.enumerate()) - threads}
+    assert left <= {"unbroken-saver"}  # which the test has made immortal
+    assert journal().state.checkpoints[-1].step == 4
 
 
 def test_a_lost_agent_is_replaced_and_training_goes_on(training, uri, journal, truth):

@@ -26,7 +26,7 @@ from unbroken.training.in_place import InPlaceRestore
 from unbroken.training.link import Link
 from unbroken.training.local_writer import LocalWriter
 from unbroken.training.objects import StateObject
-from unbroken.training.remote_writer import RemoteWriter
+from unbroken.training.remote_writer import RemoteWriter, StillUnderWay
 from unbroken.training.retention import Retention
 from unbroken.training.saver import PendingSave, SaveWriter
 from unbroken.training.saves import Saves
@@ -54,6 +54,7 @@ class Attempt:
         self._generators: list[tuple[StateObject, Any]] = []
         self._tending = threading.Lock()
         self._going_back = threading.Event()
+        self._closing = False
         self._writer = self._choose_writer()
         self._retention = self._retain(keep) if keep is not None else None
         self._saves = Saves(
@@ -292,11 +293,14 @@ class Attempt:
 
     def close(self, bye: Bye, *, seconds: float) -> None:
         """Let saves under way finish for at most ``seconds``, then say goodbye and take everything down."""
-        if not self._saves.close(seconds) and seconds > 0:
-            _log.warning("unbroken: a save was still under way after %.0f s and is given up", seconds)
-        for returned in self.link.returned:
-            returned.slot.close()
-        self.link.close(bye)
+        self._closing = True
+        try:
+            if not self._saves.close(seconds) and seconds > 0:
+                _log.warning("unbroken: a save was still under way after %.0f s and is given up", seconds)
+        finally:  # also where somebody lost patience and interrupted the wait
+            for returned in self.link.returned:
+                returned.slot.close()
+            self.link.close(bye)
 
     def _choose_writer(self) -> SaveWriter:
         def local() -> LocalWriter:
@@ -341,13 +345,17 @@ class Attempt:
     def _failed(self, step: int, error: Exception) -> None:
         if isinstance(error, SnapshotSpoiled):
             self.spoiled = True
+        if self._closing and isinstance(error, StillUnderWay):
+            _log.warning("unbroken: %s; it goes on", error.message)
+            return
         self.report_failure(step, error)
         self._untold.tell()
 
     def report_failure(self, step: int, error: Exception) -> None:
         """Say that a save was given up, and journal it with the next commit. Safe from any thread."""
         stands = f"step {self.durable_step} stands" if self.durable_step >= 0 else "nothing is saved yet"
-        _log.warning("unbroken: the save of step %d failed, %s, another one follows: %s", step, stands, error)
+        next_one = "" if self._closing else ", another one follows"
+        _log.warning("unbroken: the save of step %d failed, %s%s: %s", step, stands, next_one, error)
         self.link.send(SaveFailed(step, str(error)))
         self._untold.add(Note("save-failed", str(error), {"step": step}))
         self.save_failed = True

@@ -25,6 +25,10 @@ _ANSWER_SECONDS = 3600.0
 """How long an agent that lives may take over one save, with its own retries."""
 
 
+class StillUnderWay(StoreError):  # noqa: N818 - nothing is wrong: nobody waits any more
+    """The agent has not answered for a save, and may yet make it durable."""
+
+
 def _keep() -> None:
     """Give no slot back."""
 
@@ -174,7 +178,7 @@ class RemoteWriter:
                 if self._hurried or left <= 0:
                     del self._announced[number]
                     pending.release = _keep  # the agent may be reading it: never to be written to again
-                    raise StoreError(f"the agent has not made step {pending.step} durable yet", kind="agent")
+                    raise StillUnderWay(f"the agent has not made step {pending.step} durable yet", kind="agent")
                 self._changed.wait(left)
 
     def _write_alone(self, pending: PendingSave) -> CheckpointCommitted:

@@ -133,12 +133,13 @@ class Saves:
     def close(self, seconds: float) -> bool:
         """Let saves under way finish for at most ``seconds`` and end the threads; False where one was left behind."""
         newest = self.newest
-        if newest is not None and newest.state is None and not newest.done.is_set():
-            # Still being copied, which takes moments: what is staged is announced, and survives this process.
-            self._clock.wait(newest.staged, min(seconds, _STAGING_SECONDS))
-        done = self._saver.close(seconds)
-        self._staging.close(_STAGING_SECONDS)
-        return done
+        try:
+            if newest is not None and newest.state is None and not newest.done.is_set():
+                # Still being copied, which takes moments: what is staged is announced, and survives this process.
+                self._clock.wait(newest.staged, min(seconds, _STAGING_SECONDS))
+            return self._saver.close(seconds)
+        finally:
+            self._staging.close(_STAGING_SECONDS)
 
     def _stream(
         self,
