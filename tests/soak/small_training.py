@@ -1,4 +1,4 @@
-"""A small training whose every step changes every kind of tensor. ``small_training.py N`` prints the digests of N steps."""
+"""A small training whose every step changes every kind of tensor. With a number N it prints the digests of N steps."""
 
 from __future__ import annotations
 
