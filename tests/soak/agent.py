@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+import time
 from typing import Any
 
 from kills import Ledger, Moments, read_plan
@@ -40,7 +41,7 @@ def main() -> None:
     moments.around(Arena, "offer", "offer")
     moments.around(Arena, "take", "take")
     moments.around(AttemptWriter, "write", "write")
-    moments.around(AttemptWriter, "_continue", "continue")
+    moments.around(AttemptWriter, "_continue", "continue", lambda *_: time.sleep(plan.away))
     for store in (FolderStore, ObjectStore):
         moments.around(store, "put", "put")
         moments.around(store, "create", "create")

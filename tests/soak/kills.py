@@ -50,6 +50,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Whether the command is started again while what a killed ``unbroken run`` left is still training."""
     pace: float
     """Seconds that a step takes beside its arithmetic."""
+    away: float
+    """Seconds that the store takes longer for each checkpoint."""
     kills: tuple[Kill, ...]
 
 

@@ -57,6 +57,7 @@ def make_plan(seed: int, folder: Path, uri: str, *, slow: bool, most: int) -> Pl
         kills += _some_kills(dice, supervised=supervised, restarts_itself=restarts_itself)
     return Plan(
         str(folder), uri, supervised, restarts_itself, impatient=dice.random() < 0.5, pace=0.02 if slow else 0.005,
+        away=dice.choice([0.0, 0.0, 0.1, 0.3]),
         kills=tuple(kills),
     )  # fmt: skip
 
