@@ -49,7 +49,8 @@ class Run:
             always kept; the others are deleted after each save. None keeps all.
         overlap: copy what only the optimizers change (their parameters and their state) while the next forward and
             backward run; an optimizer's step waits for the copy. Turn it off where the training writes to parameters
-            through ``.data`` between a step's beginning and ``optimizer.step()``: nothing can notice that.
+            behind torch's back between a step's beginning and ``optimizer.step()`` (through ``.data``, a NumPy view, a
+            kernel of its own, another process): nothing can notice that.
         clock: for tests.
 
     Raises:
