@@ -58,10 +58,10 @@ class Gate:
         self.begun, self.opened = threading.Event(), threading.Event()
         write = CheckpointWriter.write
 
-        def held(writer, state):
+        def held(writer, state, **options):
             self.begun.set()
             assert self.opened.wait(60)
-            return write(writer, state)
+            return write(writer, state, **options)
 
         monkeypatch.setattr(CheckpointWriter, "write", held)
 
@@ -74,7 +74,7 @@ def gate(monkeypatch) -> Iterator[Gate]:
 
 
 def break_saves(monkeypatch, error: Exception) -> None:
-    def broken(writer, state):
+    def broken(writer, state, **options):
         raise error
 
     monkeypatch.setattr(CheckpointWriter, "write", broken)
