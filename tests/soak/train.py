@@ -47,7 +47,8 @@ def main() -> None:
     training = Training()
     make_moments(plan, ledger, training)
     with unbroken.Run(plan.uri, every=1, state=training.state) as run:
-        ledger.add("began", attempt=run.attempt, step=run.step, digests=training.digests())
+        slots = [count_slots(pid) for pid in (os.getpid(), *agents)]
+        ledger.add("began", attempt=run.attempt, step=run.step, slots=slots, digests=training.digests())
         left, attempt = _TAIL, run._attempt
         for step in run.steps(until=LAST):
             time.sleep(plan.pace * (step % 3) / 2)  # sometimes the next step comes before the copy is complete
@@ -61,6 +62,17 @@ def main() -> None:
             elif step == LAST - 2:
                 await_strikes(plan, ledger)
     ledger.add("finished", step=run.step, digests=training.digests())
+
+
+def count_slots(pid: int) -> int:
+    """Descriptors of slots that a process holds."""
+    count = 0
+    for path in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            count += "memfd:unbroken-slot" in str(path.readlink())
+        except OSError:  # closed meanwhile
+            continue
+    return count
 
 
 def launch(plan: Plan, ledger: Ledger) -> None:

@@ -26,6 +26,8 @@ from unbroken.store import open_store
 HERE = Path(__file__).parent
 _PATIENCE = 90.0
 _STARTS = 12
+_DESCRIPTORS = 6
+"""Of slots, in one process: two, twice for the mapped ones, and what an upload still reads or is being exchanged."""
 _OLDER = 3
 """How many checkpoints are read whole beside the newest."""
 
@@ -111,7 +113,8 @@ class Promises:
                 if self.contested:
                     self.left, self.held = 0, {}
             case "began":
-                assert line["step"] >= self.expected(), f"{line} after {self}"
+                assert line["step"] >= self.expected(), f"went on from step {line['step']} after {self}"
+                assert max(line["slots"]) <= _DESCRIPTORS, f"{line['slots']} slots are open in trainer and agent"
                 self.sure, self.left = max(self.sure, line["step"]), 0
             case "connected":
                 self.held[pid] = self.announced.get(pid, 0)
