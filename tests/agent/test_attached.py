@@ -69,3 +69,21 @@ def test_socket_must_have_the_name_that_others_look_for(launcher: Any) -> None:
     agent = launcher.start(command)
     assert agent.wait() == 78
     assert "must be named agent.sock" in agent.output
+
+
+def test_folder_of_a_killed_trainer_is_cleared_and_that_of_a_living_one_kept(launcher: Any) -> None:
+    for until, killed in ((0, True), (2, False)):
+        folder = launcher.folder / f"trainer-{until}"
+        folder.mkdir()
+        trainer = start_trainer(launcher, until=until)
+        agent = attach(launcher, trainer.process.pid, "--clear", str(folder))
+        if killed:
+            trainer.until("trainer: step 1")
+            assert folder.is_dir()
+            trainer.signal(signal.SIGKILL)
+        assert agent.wait() == 0, agent.output
+        assert not folder.exists()
+    folder.mkdir()
+    other = launcher.start([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert attach(launcher, other.process.pid, "--hello-patience", "0.2", "--clear", str(folder)).wait() == 1
+    assert folder.is_dir()  # it may be trying another agent

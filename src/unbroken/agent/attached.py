@@ -7,6 +7,7 @@ code is not known, and signals of the terminal are for it, not for the agent.
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from unbroken.agent.claims import Claims
@@ -24,8 +25,11 @@ from unbroken.errors import EXIT_FAILED, ConfigError
 from unbroken.notice.grace import grace_from
 
 
-def attach(options: AgentOptions, pid: int, *, clock: Clock = SYSTEM_CLOCK) -> int:
+def attach(options: AgentOptions, pid: int, *, clear: Path | None = None, clock: Clock = SYSTEM_CLOCK) -> int:
     """Serve the trainer ``pid`` in ``options.runtime_dir`` until it has gone, or has said good-bye.
+
+    Args:
+        clear: a folder of the trainer's, which is removed once nobody needs it.
 
     Returns:
         0 after an attempt whose end is in the journal, 1 where no trainer ever spoke.
@@ -40,12 +44,16 @@ def attach(options: AgentOptions, pid: int, *, clock: Clock = SYSTEM_CLOCK) -> i
             signals_to(around.mailbox, ignore_stops=True),
             around.interruption,
         ):
-            return _serve(around, tree)
+            code, parted = _serve(around, tree)
+        if clear is not None and (parted or tree.ended()):
+            shutil.rmtree(clear, ignore_errors=True)
+        return code
     finally:
         tree.close()
 
 
-def _serve(around: Surroundings, tree: WatchedTree) -> int:
+def _serve(around: Surroundings, tree: WatchedTree) -> tuple[int, bool]:
+    """The exit code, and whether the trainer has said good-bye."""
     claims = Claims(around.origin, _command_line(tree.pid), around.options.no_progress_limit, around.clock)
     session = open_session(around, claims)
     try:
@@ -62,11 +70,11 @@ def _serve(around: Surroundings, tree: WatchedTree) -> int:
         ending.settle()
         facts = ending.facts()
         if not facts.said_hello:
-            return EXIT_FAILED
+            return EXIT_FAILED, False
         # No restart in place here, so no count of attempts can end it; the next hello is refused instead.
         limits = Limits(max_restarts=0, no_progress=1 << 30)
         ending.conclude(decide(facts, limits), facts)
-        return 0
+        return 0, bool(session.heard().byes)
     finally:
         session.close(around.interruption.bounded(JOIN_SECONDS))
 
@@ -86,10 +94,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--watch", type=int, required=True, metavar="PID", help="the trainer's process")
     parser.add_argument("--grace", help="seconds, or a duration, from a stop signal to the kill")
     parser.add_argument("--hello-patience", type=float, default=AgentOptions.hello_patience, metavar="SECONDS")
+    parser.add_argument("--clear", type=Path, metavar="DIR", help="folder of the trainer, removed after its end")
     given = parser.parse_args(arguments)
     if given.socket.name != SOCKET:
         raise ConfigError(f"the socket must be named {SOCKET}, not {given.socket.name}", kind="socket")
     options = AgentOptions(
         grace=grace_from(given.grace), runtime_dir=given.socket.parent, hello_patience=given.hello_patience
     )
-    return attach(options, given.watch)
+    return attach(options, given.watch, clear=given.clear)

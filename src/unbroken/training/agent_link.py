@@ -184,9 +184,9 @@ class AgentLink:
         if self._listener is not None:
             self._listener.join(_FAREWELL_SECONDS)
         self.progress.close()
-        for agent in self._agents:
-            self._wait_for_agent(agent)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        ended = [self._has_ended(agent) for agent in self._agents]
+        if all(ended):  # else the last one clears up
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     @staticmethod
     def _part(channel: Channel | None, bye: Bye) -> None:
@@ -195,15 +195,20 @@ class AgentLink:
                 channel.send(bye)
             channel.close()
 
-    def _wait_for_agent(self, agent: subprocess.Popen[bytes]) -> None:
-        """An agent of our own journals how we ended, and ends; in its own session, it may take longer than we do."""
+    def _has_ended(self, agent: subprocess.Popen[bytes]) -> bool:
+        """Wait a moment for it: an agent of our own journals how we ended, and ends.
+
+        In a session of its own, it may take longer than we do.
+        """
         seconds = _FAREWELL_SECONDS
         if self.stop is not None:
             seconds = max(0.0, min(seconds, self.stop.until - self._clock.monotonic() - _LAST_SECOND))
         try:
             agent.wait(seconds)
         except subprocess.TimeoutExpired:
-            _log.warning("unbroken: the agent is still writing to the journal; it ends by itself")
+            _log.warning("unbroken: the agent is still at work; it ends by itself")
+            return False
+        return True
 
     def _progress_path(self) -> Path:
         return self._folder / f"{os.getpid()}.progress"
@@ -216,6 +221,7 @@ class AgentLink:
         """Start an agent for this process alone; by exec, in a session of its own."""
         path = Path(tempfile.mkdtemp(prefix="a", dir=self._folder)) / "agent.sock"
         command = [sys.executable, "-m", "unbroken.agent", "--socket", str(path), "--watch", str(os.getpid())]
+        command += ["--clear", str(self._folder)]
         self._agent = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         self._agents.append(self._agent)
         return path
