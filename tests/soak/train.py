@@ -41,8 +41,7 @@ def main() -> None:
     ledger = Ledger(plan)
     if plan.restarts_itself:
         launch(plan, ledger)
-    if not plan.supervised:
-        sys.executable = str(Path(plan.folder, "python"))  # with which the agent is started
+    sys.executable = str(Path(plan.folder, "python"))  # with which an agent is started
     agent_link._CONNECT_SECONDS = _CONNECT_SECONDS
     training = Training()
     make_moments(plan, ledger, training)

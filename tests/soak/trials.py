@@ -37,6 +37,7 @@ _SAVING = [
 ]  # fmt: skip
 _UPLOADING = ["offer", "take", "write", "continue", "put", "create", "append", "answer"]
 _ENDING = ["part", "rescue", "conclude", "claim", "welcome", "inherit", "append", "create"]
+_LAST = ["part", "rescue", "conclude"]
 _STARTING = ["hello", "restore", "prepare", "connected", "capture"]
 _OFTEN = {"piece": 40, "sequence": 8, "put": 12, "create": 12, "capture": 4}
 """How many such calls a few saves make; of others, one each."""
@@ -86,6 +87,8 @@ def _some_kills(dice: random.Random, *, supervised: bool, restarts_itself: bool)
 def _kill(dice: random.Random, role: str, point: str, victims: tuple[str, ...], nth: int = 0) -> Kill:
     most = 1 if point in _ONCE else _OFTEN.get(point, 4)
     delay = 0.0 if dice.random() < 0.6 else round(dice.uniform(0.0005, 0.03), 4)
+    if point in _LAST:
+        delay = 0.0  # the process would be gone
     return Kill(role, point, dice.random() < 0.5, nth or dice.randint(1, most), delay, victims)
 
 
