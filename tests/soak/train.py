@@ -29,6 +29,8 @@ _PATIENCE = 30.0
 _AHEAD, _SLOWER = 10, 0.05
 """So many steps before the newest checkpoint, each takes so many seconds more: kills need saves, not steps."""
 
+_LONGEST = 100
+"""Steps for which a kill is waited for."""
 _CONNECT_SECONDS = 3.0
 """For how long a trainer asks for an agent that was killed in the meantime."""
 
@@ -48,19 +50,39 @@ def main() -> None:
     with unbroken.Run(plan.uri, every=1, state=training.state) as run:
         slots = [count_slots(pid) for pid in (os.getpid(), *agents)]
         ledger.add("began", attempt=run.attempt, step=run.step, slots=slots, digests=training.digests())
-        left, attempt = _TAIL, run._attempt
+        left, attempt, patience = _TAIL, run._attempt, Patience(plan, ledger)
         for step in run.steps(until=LAST):
             time.sleep(plan.pace * (step % 3) / 2)  # sometimes the next step comes before the copy is complete
             training.step()
             time.sleep(plan.pace * (1 - step % 3 / 2))
             if attempt.busy and step - attempt.durable_step > _AHEAD:
                 time.sleep(_SLOWER)
-            left -= ledger.strikes() == len(plan.kills)
+            left -= patience.over()
             if left <= 0:
                 run.finish()
             elif step == LAST - 2:
                 await_strikes(plan, ledger)
     ledger.add("finished", step=run.step, digests=training.digests())
+
+
+class Patience:
+    """Passes over a kill whose moment cannot come any more, as where its agent is no longer there."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self._plan = plan
+        self._ledger = ledger
+        self._struck = ledger.strikes()
+        self._steps = 0
+
+    def over(self) -> bool:
+        """Asked once a step: whether all kills are behind us."""
+        struck = self._ledger.strikes()
+        self._steps = self._steps + 1 if struck == self._struck else 0
+        self._struck = struck
+        if struck < len(self._plan.kills) and self._steps > _LONGEST:
+            self._ledger.add("missed", kill=struck, point=self._plan.kills[struck].point)
+            self._ledger.strike()
+        return struck >= len(self._plan.kills)
 
 
 def count_slots(pid: int) -> int:

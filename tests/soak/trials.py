@@ -38,6 +38,7 @@ _SAVING = [
 _UPLOADING = ["offer", "take", "write", "continue", "put", "create", "append", "answer"]
 _ENDING = ["part", "rescue", "conclude", "claim", "welcome", "inherit", "append", "create"]
 _LAST = ["part", "rescue", "conclude"]
+_RARE = [*_LAST, "claim", "welcome", "inherit", "rescue-before-next"]
 _STARTING = ["hello", "restore", "prepare", "connected", "capture"]
 _OFTEN = {"piece": 40, "sequence": 8, "put": 12, "create": 12, "capture": 4}
 """How many such calls a few saves make; of others, one each."""
@@ -161,7 +162,7 @@ class Trial:
         """Start the command until the training is finished after all kills; check what is stored after each start."""
         for _ in range(_STARTS):
             code = self._start()
-            struck = self._ledger.strikes() == len(self.plan.kills)
+            struck = self._ledger.strikes() >= len(self.plan.kills)
             if struck or not self.plan.impatient:
                 self._await(lambda: not processes(self._path), "processes are left")
                 self._check()
@@ -228,7 +229,11 @@ class Trial:
             if line["what"] == "began" and line["step"]:
                 restored = line["digests"]
                 assert restored == self._truth[line["step"] - 1], f"step {line['step']} was restored wrongly"
-            assert line["what"] != "stuck", f"kill {line.get('kill')} did not strike"
+            ends = self.plan.supervised and line.get("point") in (
+                *_ENDING,
+                "rescue-before-next",
+            )  # whose agent may be dead
+            assert line["what"] not in ("stuck", "missed") or ends, f"kill {line.get('kill')} did not strike"
         self._read = len(lines)
         journal = self._journal()
         records = journal.state.commits if journal is not None else []
