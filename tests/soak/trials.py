@@ -229,11 +229,8 @@ class Trial:
             if line["what"] == "began" and line["step"]:
                 restored = line["digests"]
                 assert restored == self._truth[line["step"] - 1], f"step {line['step']} was restored wrongly"
-            ends = self.plan.supervised and line.get("point") in (
-                *_ENDING,
-                "rescue-before-next",
-            )  # whose agent may be dead
-            assert line["what"] not in ("stuck", "missed") or ends, f"kill {line.get('kill')} did not strike"
+            rare = self.plan.supervised and line.get("point") in _RARE  # and its agent may be dead
+            assert line["what"] not in ("stuck", "missed") or rare, f"kill {line.get('kill')} did not strike"
         self._read = len(lines)
         journal = self._journal()
         records = journal.state.commits if journal is not None else []
