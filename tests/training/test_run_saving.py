@@ -9,7 +9,7 @@ import unbroken
 from unbroken.checkpoint import CheckpointWriter
 from unbroken.errors import ConfigError
 from unbroken.journal.events import Note
-from unbroken.training import auto_cadence, staging
+from unbroken.training import auto_cadence, cadence, staging
 from unbroken.training.memory import Room
 
 
@@ -33,7 +33,7 @@ def slow_saves(monkeypatch, agent_here):
 
 def test_every_auto_saves_from_what_saves_cost(training, uri, journal, monkeypatch):
     monkeypatch.setattr(auto_cadence, "FIRST_SECONDS", 0.0)
-    monkeypatch.setattr(auto_cadence, "FIRST_STEPS", 2)
+    monkeypatch.setattr(cadence, "FIRST_STEPS", 2)
     monkeypatch.setattr(auto_cadence, "SHORTEST", 0.0)
     measured = auto_cadence.Pace.measured
     seen = []
@@ -76,7 +76,7 @@ def test_a_save_that_fits_the_notice_is_not_spoken_of(training, uri, journal, mo
 
 def test_an_advice_of_the_cadence_reaches_the_user_and_the_journal(training, uri, journal, caplog, monkeypatch):
     monkeypatch.setattr(auto_cadence, "FIRST_SECONDS", 0.0)
-    monkeypatch.setattr(auto_cadence, "FIRST_STEPS", 1)
+    monkeypatch.setattr(cadence, "FIRST_STEPS", 1)
     monkeypatch.setattr(auto_cadence.Pace, "advice", lambda self: "" if self._told else self._told.add(1) or "too dear")
     training(uri, every="auto").train(5)
     assert [note.text for note in notes(journal(), "cadence")] == ["too dear"]
