@@ -125,8 +125,8 @@ class Saver:
         """Its state is staged. Safe from any thread."""
         pending.state = state
         self._writer.announce(pending)
-        pending.staged.set()
         self._queue.put(pending)
+        pending.staged.set()  # whoever comes after it waits for this
 
     def abandon(self, pending: PendingSave, error: Exception) -> None:
         """Its state could not be staged. Safe from any thread."""

@@ -102,10 +102,13 @@ class Saves:
         slot = self._staging.take()
         if slot is None:
             return None
+        before = self.newest
         self.newest = pending = self._saver.begin(step, lambda: self._staging.give_back(slot), slot)
 
         def staged(result: HostState | Exception) -> None:
             if isinstance(result, HostState):
+                if before is not None:  # its copying thread may be moments late; the newest commit is the newest step
+                    self._clock.wait(before.staged, _STAGING_SECONDS)
                 self._saver.submit(pending, result)
             else:
                 self._saver.abandon(pending, result)
