@@ -35,6 +35,8 @@ _TRIES = 2
 def main() -> None:
     """Measure, print, write."""
     options = _options()
+    for path in (options.out, options.plot):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     result = measure(options)
     print_table(result)
     if options.out:
