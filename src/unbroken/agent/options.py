@@ -39,7 +39,7 @@ class AgentOptions:
     upload_patience: float = 1800.0
     """For how long what a trainer left in memory is waited for until it is durable; a notice's deadline ends it
     sooner."""
-    upload_nice: int = 10
+    upload_nice: int = 2
     """How much the training's threads go before those that upload, 0 to 19, while no interruption is coming."""
     leftover_grace: float = 5.0
     """Between SIGTERM and SIGKILL for processes that the command left behind."""
