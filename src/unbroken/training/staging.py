@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from unbroken.training.overlap import (
     expected_growth,
     find_optimizers,
 )
+from unbroken.training.restore import bytes_of
 from unbroken.training.slots import SlotPool
 
 __all__ = ["SnapshotSpoiled", "StagingArea"]
@@ -289,10 +289,4 @@ def _lies_ready(tensor: torch.Tensor) -> bool:
 
 
 def _view(tensor: torch.Tensor) -> memoryview:
-    held = tensor if _lies_ready(tensor) else tensor.detach().cpu().contiguous()
-    length = _length(held)
-    if not length:
-        return memoryview(b"")
-    memory = (ctypes.c_ubyte * length).from_address(held.data_ptr())
-    memory.tensor = held  # type: ignore[attr-defined]  # which keeps the memory
-    return memoryview(memory).cast("B")
+    return bytes_of(tensor if _lies_ready(tensor) else tensor.detach().cpu().contiguous())
