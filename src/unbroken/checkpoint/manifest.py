@@ -10,8 +10,12 @@ import msgspec
 from unbroken.checkpoint.dtypes import item_size
 from unbroken.errors import NotFoundError
 
-FORMAT = 1
-"""The format that this version writes, and the newest that it reads."""
+FORMAT = 2
+"""The newest format that this version reads."""
+WHOLE_FORMAT = 1
+"""What is written for one rank: each tensor whole, in the manifest."""
+SHARDED_FORMAT = 2
+"""What is written for several ranks: slices and packs stand in the rank records that the manifest names."""
 
 
 class PackRecord(msgspec.Struct, frozen=True):
@@ -64,7 +68,11 @@ class RankRef(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The state of a run after one step."""
+    """The state of a run after one step.
+
+    In format 2 the object in the store has no ``tensors`` and ``packs``; :func:`~unbroken.checkpoint.load_manifest` puts
+    them together from the rank records, so that a manifest in memory is the same for one rank and for many.
+    """
 
     format: int
     run: str
@@ -83,6 +91,21 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """What each rank made durable, by rank: the parts of which ``tensors`` and ``packs`` are made up."""
     partial: bool = False
     """It was imported: objects of a program that it lacks keep their initial state."""
+    locals: list[Any] = []
+    """Of format 2, by rank, in memory only: the tree of what belongs to that rank alone (its generators, its part of the
+    data order)."""
+
+    def state_of(self, rank: int) -> Any:
+        """The state tree as ``rank`` would load it: what all share, and what is its own.
+
+        Raises:
+            IndexError: the checkpoint was written by fewer ranks; those of format 1 by one.
+        """
+        if self.format < SHARDED_FORMAT:
+            if rank:
+                raise IndexError(f"rank {rank} of 1")
+            return self.state
+        return {**self.state, **self.locals[rank]}
 
     @property
     def size(self) -> int:
@@ -101,8 +124,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
         raise NotFoundError(f"the checkpoint of step {self.step} holds no tensor {name!r}", kind="tensor")
 
 
-class RankRecord(msgspec.Struct, frozen=True):
-    """What one rank made durable for one step: its part of the manifest."""
+class RankRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one rank made durable for one step: its part of the manifest. The fields after ``packs`` are of format 2."""
 
     format: int
     step: int
@@ -112,3 +135,24 @@ class RankRecord(msgspec.Struct, frozen=True):
     tensors: list[TensorRecord]
     """``pack`` of their slices indexes this record's packs."""
     packs: list[PackRecord]
+    nonce: str = ""
+    """As in the record's key."""
+    shared: dict[str, str] = {}
+    """SHA-256 of each object that all ranks have alike, as this rank has it: its tree, without the bytes of tensors.
+    Ranks that disagree have no common state."""
+    local: Any = {}
+    """The tree of what is this rank's own; its tensors are named ``rank<r>/...``."""
+    state: Any = None
+    """Rank 0: the tree of what all share."""
+    parent: str = ""
+    """Rank 0: manifest key of the checkpoint that this one continues, or ""."""
+    metrics: str = ""
+    metrics_sha256: str = ""
+    """Rank 0: names the object of the logged values, where there are any."""
+    partial: bool = False
+    written: int = 0
+    """Bytes that this rank wrote."""
+    stall: float = 0.0
+    """Seconds for which this rank's loop stood still."""
+    seconds: float = 0.0
+    """Seconds from the step boundary until all but this record was durable."""

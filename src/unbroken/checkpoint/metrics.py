@@ -12,7 +12,7 @@ import msgspec
 
 from unbroken.checkpoint.chunks import READERS
 from unbroken.checkpoint.committed import get_committed, require_format
-from unbroken.checkpoint.manifest import FORMAT
+from unbroken.checkpoint.manifest import WHOLE_FORMAT
 from unbroken.checkpoint.tree import decode_tree, encode_tree
 from unbroken.errors import DamagedError, FormatError
 from unbroken.journal import CheckpointRecord, RunState
@@ -41,7 +41,7 @@ def encode_metrics(metrics: Metrics) -> bytes:
         name: [[step, encode_tree(value, f"the logged {name}")] for step, value in points]
         for name, points in metrics.items()
     }
-    return msgspec.json.encode({"format": FORMAT, "values": values})
+    return msgspec.json.encode({"format": WHOLE_FORMAT, "values": values})
 
 
 def read_metrics(store: Store, state: RunState, record: CheckpointRecord) -> Metrics:

@@ -23,7 +23,7 @@ RESERVED_NAME = METADATA
 
 @dataclass(frozen=True)
 class HostTensor:
-    """One tensor in host memory, ready to be written.
+    """One tensor in host memory, ready to be written: whole, or the box of it that this rank has.
 
     ``data`` is its bytes in row-major order, 1-D, little-endian as torch holds them; it must not change while a write
     is under way.
@@ -32,7 +32,22 @@ class HostTensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    """Of what ``data`` holds."""
     data: memoryview
+    offset: tuple[int, ...] = ()
+    """Where the box begins in the tensor, an index for each dimension; () for a whole tensor."""
+    whole: tuple[int, ...] | None = None
+    """Shape of the tensor of which this is a box; None for a whole tensor."""
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Shape of the tensor itself."""
+        return self.shape if self.whole is None else self.whole
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where in the tensor ``data`` begins, an index for each dimension."""
+        return self.offset if self.whole is not None else (0,) * len(self.shape)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ class HostState:
         began_at: monotonic seconds at the step boundary.
         stall: seconds for which the loop stood still.
         partial: it was imported, and is allowed to lack objects of the program.
+        rank: whose part of the state this is.
+        world_size: of how many ranks. ``tree`` is of one rank all of it, of several what all of them share.
+        local: of several ranks: the encoded tree of what is this rank's own; its tensors are among ``tensors``.
+        shared: of several ranks: for each object of ``tree`` the SHA-256 of its encoded tree, as this rank has it.
     """
 
     step: int
@@ -36,6 +40,10 @@ class HostState:
     began_at: float = 0.0
     stall: float = 0.0
     partial: bool = False
+    rank: int = 0
+    world_size: int = 1
+    local: Any = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
 
 
 def check_state(state: HostState) -> None:

@@ -10,7 +10,7 @@ from itertools import chain
 import msgspec
 
 from unbroken.checkpoint.digest import sha256
-from unbroken.checkpoint.manifest import FORMAT, Manifest, RankRecord, RankRef
+from unbroken.checkpoint.manifest import WHOLE_FORMAT, Manifest, RankRecord, RankRef
 from unbroken.checkpoint.metrics import encode_metrics, metrics_between
 from unbroken.checkpoint.packing import Packing
 from unbroken.checkpoint.staged import HostState, check_state
@@ -119,7 +119,7 @@ class CheckpointWriter:
         return any(kept.event.manifest == record.event.manifest for kept in self._journal.state.checkpoints)
 
     def _rank_record(self, state: HostState, nonce: str, packing: Packing) -> tuple[Upload, RankRef]:
-        record = RankRecord(FORMAT, state.step, self._lease.attempt, 0, 1, packing.tensors, packing.packs)
+        record = RankRecord(WHOLE_FORMAT, state.step, self._lease.attempt, 0, 1, packing.tensors, packing.packs)
         key = f"ranks/{self._lease.attempt}/{state.step}/0-{nonce}.json"
         data = msgspec.json.encode(record)
         return Upload(key, [data]), RankRef(key, sha256(data))
@@ -136,7 +136,7 @@ class CheckpointWriter:
 
     def _manifest(self, state: HostState, nonce: str, packing: Packing, ranks: list[RankRef]) -> Manifest:
         return Manifest(
-            format=FORMAT, run=self._journal.info.run, step=state.step, attempt=self._lease.attempt, nonce=nonce,
+            format=WHOLE_FORMAT, run=self._journal.info.run, step=state.step, attempt=self._lease.attempt, nonce=nonce,
             created_at=round(self._clock.now(), 3), world_size=1,
             parent=self._parent.record.event.manifest if self._parent else "",
             state=state.tree, tensors=packing.tensors, packs=packing.packs, ranks=ranks, partial=state.partial,

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections.abc import Callable, Sequence
 
 from unbroken.link.arena import Slot
 
 _CHUNK = 4 << 20
-_LOWEST = 19
 
 
 class Prefault:
-    """A thread that has the system give memory to slots, at the lowest priority.
+    """A thread that has the system give memory to slots.
+
+    It has the training's own priority: where a training leaves no core idle, a thread that stood behind it would not be
+    through when the first save comes, and that save would wait for every page. A GB takes about 0.6 seconds of one core,
+    whenever that is.
 
     Args:
-        slots: one after another.
+        slots: one after another; the one that is taken first comes first.
         enough: asked before each chunk of so many bytes whether the host still has it; False ends the work.
         then: called in the thread for each slot that is touched as a whole.
     """
@@ -47,8 +48,6 @@ class Prefault:
             self._thread.join()
 
     def _work(self) -> None:
-        with contextlib.suppress(OSError):  # some sandboxes refuse it; then it competes with the training for a while
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
         for slot in self._slots:
             for at in range(0, slot.size, _CHUNK):
                 if self._stop.is_set() or not self._touch(slot, at):
