@@ -52,13 +52,14 @@ class Repetition:
         result, _ = self._trainer({"role": "probe", "method": ""}, {})
         return result
 
-    def run(self, method: str, *, every: int, rows: int, watched: bool) -> dict[str, Any]:
+    def run(self, method: str, *, every: int, rows: int, device_s: float, watched: bool) -> dict[str, Any]:
         """Save and restore.
 
         Args:
             method: its name.
             every: steps from save to save.
             rows: of the batch.
+            device_s: seconds of a forward and backward beside the cores.
             watched: sample memory; times are not to be used then.
 
         Returns:
@@ -67,7 +68,7 @@ class Repetition:
         Raises:
             MethodFailedError: one of them failed.
         """
-        plan = {"method": method, "every": every, "rows": rows, "watched": watched}
+        plan = {"method": method, "every": every, "rows": rows, "device_s": device_s, "watched": watched}
         with self._empty_store() as (folder, environment):
             plan["folder"] = folder
             saved, after = self._trainer({**plan, "role": "save", "seed": 1}, environment)

@@ -51,8 +51,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--saves", type=int, default=3, help="in each repetition; at least 2")
     parser.add_argument("--store", choices=["folder", "s3"], default="s3")
-    parser.add_argument("--loop", choices=["overlap", "short"], default="overlap", help="forward and backward of twice "
-                        "the time of a copy before each optimizer's step, or none")  # fmt: skip
+    parser.add_argument("--loop", choices=["overlap", "short", "device"], default="overlap", help="forward and "
+                        "backward of twice the time of a copy before each optimizer's step, or none, or as long beside "
+                        "the cores")  # fmt: skip
     parser.add_argument("--far", action="store_true", help="90 MB/s and 20 ms for each connection to the S3 server")
     parser.add_argument("--frozen", type=float, default=0.0, help="share of the layers that is not trained")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=None, help="names, with commas between")
@@ -97,11 +98,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         probes += [repetition.probe()] if number else []
         for name in names[number % len(names) :] + names[: number % len(names)]:
             _say(f"repetition {number + 1} of {options.repetitions}: {name}")
-            _measure_one(repetition, name, samples, skipped, steps, probes[0]["rows"])
+            _measure_one(repetition, name, samples, skipped, steps, probes[0])
     if not options.no_memory:
         for name in [name for name in names if name in samples]:
             _say(f"memory: {name}")
-            _measure_one(repetition, name, samples, skipped, steps, probes[0]["rows"], watched=True)
+            _measure_one(repetition, name, samples, skipped, steps, probes[0], watched=True)
     for name in [name for name in samples if not samples[name]["saved"]]:
         skipped[name] = f"failed: {samples.pop(name)['failed'][-1]}"
     warm = statistics.median(probe["warm"] for probe in probes)
@@ -116,7 +117,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _measure_one(
     repetition: Repetition, name: str, samples: dict[str, dict[str, Any]], skipped: dict[str, str],
-    steps: int, rows: int, *, watched: bool = False,
+    steps: int, probe: dict[str, Any], *, watched: bool = False,
 ) -> None:  # fmt: skip
     """One repetition of one method. A peer that fails is noted, with the reason; one that never worked is out.
 
@@ -128,7 +129,7 @@ def _measure_one(
         return
     mine = samples[name]
     try:
-        one = repetition.run(name, every=steps, rows=rows, watched=watched)
+        one = repetition.run(name, every=steps, rows=probe["rows"], device_s=probe["device_s"], watched=watched)
     except MethodFailedError as error:
         if METHODS[name].ours:
             raise
@@ -175,7 +176,8 @@ def _setup(options: argparse.Namespace, probe: dict[str, Any], steps: int) -> di
     return {
         "store": f"S3 ({options.server} server{far})" if s3 else "a folder", "payload": payload,
         "loop": options.loop, "rows": probe["rows"], "step_s": probe["step"],
-        "forward_backward_s": probe["forward_backward"], "steps_between": steps, "frozen": options.frozen,
+        "forward_backward_s": probe["forward_backward"], "device_s": probe["device_s"],
+        "steps_between": steps, "frozen": options.frozen,
         "repetitions": options.repetitions, "saves": options.saves, "state_bytes": probe["bytes"],
         "trained_bytes": probe["trained_bytes"], "tensors": probe["tensors"],
         "torch": probe["torch"], "torch_threads": probe["torch_threads"], "boto3": boto3.__version__,

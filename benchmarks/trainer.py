@@ -35,7 +35,7 @@ def main() -> None:
 
 def _save(plan: dict[str, Any]) -> dict[str, Any]:
     METHODS[plan["method"]].load()  # before there is a training: one of them forks
-    training = _training(plan, rows=plan["rows"])
+    training = _training(plan, rows=plan["rows"], device_s=plan["device_s"])
     place = Place(plan["folder"], plan["signed"])
     saving = METHODS[plan["method"]].make(place, training)
     loop = Loop(saving, training, place, every=plan["every"], saves=plan["saves"])
@@ -62,8 +62,10 @@ def _probe(plan: dict[str, Any]) -> dict[str, Any]:
     fresh, warm = _memcpy(training)
     facts = {"bytes": training.size, "trained_bytes": training.trained_size, "tensors": len(list(training.tensors()))}
     del training
-    rows = rows_for(plan["size"], _LONGER_THAN_COPY * warm if plan["loop"] == "overlap" else 0.0, frozen=plan["frozen"])
-    training = Training(plan["size"], seed=0, rows=rows, frozen=plan["frozen"])
+    busy = {"overlap": _LONGER_THAN_COPY * warm, "short": 0.0, "device": 0.0}[plan["loop"]]
+    rows = rows_for(plan["size"], busy, frozen=plan["frozen"])
+    device_s = _LONGER_THAN_COPY * warm if plan["loop"] == "device" else 0.0
+    training = Training(plan["size"], seed=0, rows=rows, frozen=plan["frozen"], device_s=device_s)
     whole, compute = [], []
     for _ in range(_STEPS):
         whole.append(training.timed_step())
@@ -71,14 +73,14 @@ def _probe(plan: dict[str, Any]) -> dict[str, Any]:
         training.forward_backward()
         compute.append(time.monotonic() - began)
     return {
-        **facts, "fresh": fresh, "warm": warm, "rows": rows, "step": statistics.median(whole),
+        **facts, "fresh": fresh, "warm": warm, "rows": rows, "device_s": device_s, "step": statistics.median(whole),
         "forward_backward": statistics.median(compute), "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
-def _training(plan: dict[str, Any], *, rows: int) -> Training:
-    training = Training(plan["size"], seed=plan["seed"], rows=rows, frozen=plan["frozen"])
+def _training(plan: dict[str, Any], *, rows: int, device_s: float = 0.0) -> Training:
+    training = Training(plan["size"], seed=plan["seed"], rows=rows, frozen=plan["frozen"], device_s=device_s)
     states = _MEMORY[plan["role"]] + (plan["saves"] if plan["role"] == "save" and plan["folder"] else 0)
     touch_memory(min(round(states * plan["size"]), psutil.virtual_memory().available - _KEPT_FREE))
     return training

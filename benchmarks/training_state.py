@@ -50,9 +50,12 @@ class Training:
         seed: of the values.
         rows: of the batch; 0: no forward and backward, the gradients are only scaled.
         frozen: share of the layers that is not trained; those are the first ones.
+        device_s: seconds that a forward and backward takes on a device that leaves the cores alone; 0: there is none.
     """
 
-    def __init__(self, size: int, *, seed: int, rows: int = 0, frozen: float = 0.0) -> None:
+    def __init__(
+        self, size: int, *, seed: int, rows: int = 0, frozen: float = 0.0, device_s: float = 0.0
+    ) -> None:  # fmt: skip
         torch.manual_seed(seed)
         count, trained, side = layers(size, frozen)
         self.model = torch.nn.ParameterList(torch.randn(side, side) / math.sqrt(side) for _ in range(count))
@@ -66,6 +69,8 @@ class Training:
         self._error = torch.randn(rows, side) / side
         self._passed_back = [torch.empty(rows, side) for _ in range(2)]
         self._scale = 1.0
+        self._device_s = device_s
+        self._from_device = [[each.grad, torch.randn_like(each) / side] for each in self.trained] if device_s else []
         self.optimizer.step()  # makes the moments
 
     def timed_step(self) -> float:
@@ -78,6 +83,9 @@ class Training:
 
     def forward_backward(self) -> None:
         """Read every layer and write every gradient. Changes nothing of the state."""
+        if self._device_s:
+            self._wait_for_device()
+            return
         # With gradients that stay the same the moments would come to rest, and need not be saved again.
         scale = 0.5 + random.random()
         change, self._scale = scale / self._scale, scale
@@ -97,6 +105,15 @@ class Training:
                 torch.mm(error.T, self._values[number], out=weights[number].grad)
                 torch.mm(error, weights[number], out=other)
                 error, other, spare = other, spare, other
+
+    def _wait_for_device(self) -> None:
+        """Take the time, and leave gradients that a core need not write: at random one of two for each parameter, for
+        with the same ones in each step the moments would come to rest."""
+        deadline = time.monotonic() + self._device_s
+        for parameter, gradients in zip(self.trained, self._from_device, strict=True):
+            parameter.grad = random.choice(gradients)
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(left)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor of the state, in an order that is always the same."""

@@ -78,6 +78,19 @@ def test_one_command_measures_memory_far_away_and_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_beside_a_device_the_forward_and_backward_is_a_wait(tmp_path: Path) -> None:
+    result = run_benchmark(
+        "save_restore.py", *TINY, "--store", "folder", "--loop", "device", "--no-memory",
+        "--methods", "nothing,unbroken,naive", out=tmp_path / "results.json",
+    )  # fmt: skip
+    setup = result["setup"]
+    assert (setup["loop"], setup["rows"]) == ("device", 0)
+    assert setup["forward_backward_s"] >= setup["device_s"] > 0
+    assert set(result["methods"]) == {"nothing", "unbroken", "naive"}
+    assert not any(method["torn"] for method in result["methods"].values())
+
+
+@pytest.mark.slow
 def test_unbroken_writes_of_frozen_layers_nothing_twice(tmp_path: Path) -> None:
     result = run_benchmark(
         "save_restore.py", *TINY, "--store", "folder", "--frozen", "0.9", "--loop", "short", "--no-memory",

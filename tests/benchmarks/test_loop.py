@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PROBE = {"rows": 0, "device_s": 0.0}
 
 
 class Time:
@@ -127,10 +128,10 @@ def test_a_torn_peer_is_counted_and_a_torn_unbroken_ends_the_benchmark(
         name: {"saved": [], "restored": [], "memory": None, "torn": 0, "left": [], "failed": []}
         for name in ("dcp", "unbroken")
     }
-    save_restore._measure_one(Torn(), "dcp", samples, {}, 6, 0)
+    save_restore._measure_one(Torn(), "dcp", samples, {}, 6, PROBE)
     assert samples["dcp"]["torn"] == 1
     with pytest.raises(TornError, match="unbroken"):
-        save_restore._measure_one(Torn(), "unbroken", samples, {}, 6, 0)
+        save_restore._measure_one(Torn(), "unbroken", samples, {}, 6, PROBE)
 
 
 def test_a_peer_that_never_works_is_out_with_its_reason_and_ours_ends_the_benchmark(loop: ModuleType) -> None:
@@ -147,12 +148,12 @@ def test_a_peer_that_never_works_is_out_with_its_reason_and_ours_ends_the_benchm
     samples["dcp"]["saved"].append("once")
     skipped: dict[str, str] = {}
     for name in ("dlrover", "dlrover", "dlrover", "dcp", "dcp", "dcp"):
-        save_restore._measure_one(Failing(), name, samples, skipped, 6, 0)
+        save_restore._measure_one(Failing(), name, samples, skipped, 6, PROBE)
     assert skipped == {"dlrover": "failed: OSError: no CUDA"}
     assert samples["dcp"]["failed"] == ["OSError: no CUDA"] * 3
     assert list(samples) == ["dcp", "unbroken"]
     with pytest.raises(MethodFailedError):
-        save_restore._measure_one(Failing(), "unbroken", samples, skipped, 6, 0)
+        save_restore._measure_one(Failing(), "unbroken", samples, skipped, 6, PROBE)
 
 
 def test_forward_and_backward_change_every_gradient_and_nothing_of_the_state(loop: ModuleType) -> None:
@@ -171,3 +172,27 @@ def test_forward_and_backward_change_every_gradient_and_nothing_of_the_state(loo
     changed = [old != new for old, new in zip(before, training.digests(), strict=True)]
     assert changed.count(False) == 5  # the frozen ones
     assert training.size - training.trained_size == 5 * training.model[0].numel() * 4
+
+
+def test_a_device_takes_its_time_and_leaves_other_gradients_without_a_core(
+    loop: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training_state
+
+    time = Time()
+    monkeypatch.setattr(training_state, "time", time)
+    training = training_state.Training(300_000, seed=1, frozen=0.5, device_s=0.25)
+    values = {gradient.data_ptr(): gradient.clone() for pair in training._from_device for gradient in pair}
+    before = training.digests()
+    used = set()
+    for turn in range(20):
+        training.forward_backward()
+        assert time.now == 1000.0 + 0.25 * (turn + 1)
+        used |= {parameter.grad.data_ptr() for parameter in training.trained if parameter.grad is not None}
+    assert training.digests() == before
+    assert used == set(values)  # all of them come by turns, and nobody has written to one
+    assert all(gradient.equal(values[gradient.data_ptr()]) for pair in training._from_device for gradient in pair)
+    training.timed_step()
+    assert [old != new for old, new in zip(before, training.digests(), strict=True)].count(
+        False
+    ) == 5  # the frozen ones
