@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from unbroken.errors import ConfigError, MismatchError
+from unbroken.training.generators import load_generators, loaded_numpy, read_generators, seeded_generators
+from unbroken.training.wrappers import bare
 
 RNG = "rng"
 """The name under which the random number generators are kept."""
@@ -22,10 +23,12 @@ class StateObject:
 
     Args:
         name: its key in ``state``.
-        value: the object itself.
+        value: the object itself, without wrappers.
         read: gives its state: nested containers, scalars and tensors. Tensors may alias the live ones.
         load: puts such a state back.
         generator: whether it is a random number generator.
+        per_rank: whether each rank has one of its own, so that its state travels with the rank.
+        seeded: of a generator: what ``read`` would give had it been seeded with a number of 63 bits; changes nothing.
     """
 
     name: str
@@ -33,15 +36,26 @@ class StateObject:
     read: Callable[[], Any]
     load: Callable[[Any], None]
     generator: bool = False
+    per_rank: bool = False
+    seeded: Callable[[int], Any] | None = None
 
 
-def state_objects(state: dict[str, object]) -> list[StateObject]:
+def state_objects(state: dict[str, object], per_rank: Collection[str] = ()) -> list[StateObject]:
     """Accept what the user passed, and add the random number generators.
+
+    Args:
+        per_rank: names of objects of which each rank has one of its own, besides generators and data loaders.
 
     Raises:
         ConfigError: a name that cannot be used, or an object whose state cannot be read; names it.
     """
     check_names(state)
+    unknown = [name for name in per_rank if name not in state]
+    if unknown:
+        raise ConfigError(
+            f"per_rank names {', '.join(map(repr, unknown))}, and the state holds {', '.join(state)}", kind="per-rank",
+            hint="Name parts of state={...} that are another on each rank",
+        )  # fmt: skip
     objects = []
     for name, value in state.items():
         item = adapt(name, value)
@@ -50,7 +64,7 @@ def state_objects(state: dict[str, object]) -> list[StateObject]:
                 f"state[{name!r}] is a {_type_name(value)}, which has no state_dict() and load_state_dict()",
                 kind="state", hint=_hint(value),
             )  # fmt: skip
-        objects.append(item)
+        objects.append(replace(item, per_rank=item.per_rank or name in per_rank))
     return [*objects, random_generators()]
 
 
@@ -72,23 +86,42 @@ def check_names(state: dict[str, object]) -> None:
 
 def random_generators() -> StateObject:
     """The global random number generators of Python, NumPy and torch, under the name :data:`RNG`."""
-    return StateObject(RNG, None, _read_rng, _load_rng, generator=True)
+    return StateObject(
+        RNG, None, read_generators, load_generators, generator=True, per_rank=True, seeded=seeded_generators
+    )
 
 
 def adapt(name: str, value: object) -> StateObject | None:
     """How to read and load an object's state in place; None for a value that has none."""
+    value = bare(value)
     if isinstance(value, torch.Tensor):
         return StateObject(name, value, lambda: value, lambda saved: _load_tensor(name, value, saved))
-    if isinstance(value, torch.Generator):
-        return StateObject(name, value, value.get_state, lambda saved: _load_generator(value, saved), generator=True)
-    if isinstance(value, random.Random):
-        return StateObject(name, value, value.getstate, value.setstate, generator=True)
-    if (numpy := _numpy()) is not None and isinstance(value, numpy.random.Generator):
-        bits = value.bit_generator
-        return StateObject(name, value, lambda: bits.state, lambda saved: setattr(bits, "state", saved), generator=True)
+    if (generator := _generator(name, value)) is not None:
+        return generator
     read, load = getattr(value, "state_dict", None), getattr(value, "load_state_dict", None)
     if callable(read) and callable(load) and not isinstance(value, type):
-        return StateObject(name, value, read, load)
+        return StateObject(name, value, read, load, per_rank=isinstance(value, torch.utils.data.DataLoader))
+    return None
+
+
+def _generator(name: str, value: object) -> StateObject | None:
+    """For a generator of the user's own, of torch, Python or NumPy."""
+
+    def item(read: Callable[[], Any], load: Callable[[Any], None], seeded: Callable[[int], Any]) -> StateObject:
+        return StateObject(name, value, read, load, generator=True, per_rank=True, seeded=seeded)
+
+    if isinstance(value, torch.Generator):
+        return item(
+            value.get_state, lambda saved: _load_generator(value, saved),
+            lambda seed: torch.Generator(value.device).manual_seed(seed).get_state(),
+        )  # fmt: skip
+    if isinstance(value, random.Random):
+        return item(value.getstate, value.setstate, lambda seed: type(value)(seed).getstate())
+    if (numpy := loaded_numpy()) is not None and isinstance(value, numpy.random.Generator):
+        bits = value.bit_generator
+        return item(
+            lambda: bits.state, lambda saved: setattr(bits, "state", saved), lambda seed: type(bits)(seed).state
+        )
     return None
 
 
@@ -118,35 +151,3 @@ def _load_tensor(name: str, tensor: torch.Tensor, saved: Any) -> None:
 
 def _load_generator(generator: torch.Generator, saved: Any) -> None:
     generator.set_state(saved)
-
-
-def _numpy() -> Any:
-    """NumPy, if the program has imported it; nothing can have used its generators otherwise."""
-    return sys.modules.get("numpy")
-
-
-def _read_rng() -> dict[str, Any]:
-    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if (numpy := _numpy()) is not None:
-        state["numpy"] = numpy.random.get_state(legacy=True)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _load_rng(saved: Any) -> None:
-    random.setstate(saved["python"])
-    torch.set_rng_state(saved["torch"])
-    if "numpy" in saved:
-        import numpy
-
-        numpy.random.set_state(saved["numpy"])
-    if "cuda" in saved:
-        if len(saved["cuda"]) != torch.cuda.device_count():
-            raise MismatchError(
-                f"the checkpoint holds the generators of {len(saved['cuda'])} CUDA devices, and this machine shows "
-                f"{torch.cuda.device_count()}",
-                kind="cuda-devices",
-                hint="Resume on as many devices, or set CUDA_VISIBLE_DEVICES",
-            )
-        torch.cuda.set_rng_state_all(saved["cuda"])
