@@ -29,13 +29,14 @@ from unbroken.link.messages import (
     SlotOffered,
     SlotReturned,
     Stop,
+    StopAgreed,
     Stopping,
     Welcome,
 )
 from unbroken.testing import FakeClock
 
 EVERY_MESSAGE: list[Message] = [
-    Hello(PROTOCOL, "s3://bucket/run", 12, rank=1, world_size=2, progress="/tmp/p", attempt=3, claim="c"),
+    Hello(PROTOCOL, "s3://bucket/run", 12, rank=1, world_size=2, progress="/tmp/p", attempt=3, claim="c", joining=True),
     Welcome(3, "claim"),
     Refused("ConfigError", "no", kind="uri", hint="mend it"),
     Restored(5, 0.5, 1 << 40, "manifests/5.json"),
@@ -49,8 +50,9 @@ EVERY_MESSAGE: list[Message] = [
     Stop("ec2", "terminate", 1.75e9),
     Advice("ec2", "rebalance"),
     SignalReceived("SIGTERM"),
+    StopAgreed("ec2", "terminate", 1.75e9),
     Stopping(8),
-    Bye("failed", 9, "ValueError", "böse \N{SNOWMAN}", 1),
+    Bye("failed", 9, "ValueError", "böse \N{SNOWMAN}", 1, "lost-rank"),
 ]
 
 

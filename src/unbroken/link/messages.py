@@ -12,7 +12,7 @@ import msgspec
 
 from unbroken.journal.events import CheckpointCommitted
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 SOCKET_VARIABLE = "UNBROKEN_SOCKET"
 """Environment variable in which the agent gives its children the socket's path."""
@@ -28,7 +28,8 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     """Trainer: I am here, and this is the run I want to train.
 
     ``attempt`` and ``claim`` are 0 and "" for a trainer that has no attempt yet; a trainer whose agent died gives
-    its own, and the new agent adopts them instead of claiming.
+    its own, and the new agent adopts them instead of claiming. Of several ranks only rank 0 comes without; the others
+    come with what rank 0 was given.
     """
 
     protocol: int
@@ -40,6 +41,9 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     """Path of the trainer's progress page."""
     attempt: int = 0
     claim: str = ""
+    joining: bool = False
+    """Attempt and claim were given to me by rank 0 just now: I have no memory of my own, and take what an earlier
+    trainer of my rank left."""
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True):
@@ -155,6 +159,15 @@ class SignalReceived(msgspec.Struct, tag="signal", frozen=True):
     """When the trainer's handler heard it; 0: not known."""
 
 
+class StopAgreed(msgspec.Struct, tag="stop-agreed", frozen=True):
+    """Trainer: all ranks stop because of a notice that another rank heard. The agent keeps to its deadline as if it had
+    heard it itself; whoever heard it has journalled it."""
+
+    source: str
+    reason: str
+    deadline: float
+
+
 class Stopping(msgspec.Struct, tag="stopping", frozen=True):
     """Trainer: this is the last step of this attempt; its save is under way."""
 
@@ -173,8 +186,12 @@ class Bye(msgspec.Struct, tag="bye", frozen=True):
     error: str = ""
     message: str = ""
     exit_code: int = 0
+    kind: str = ""
+    """Of the error. ``lost-rank``: it is only what the end of another rank has brought about."""
 
 
-FromTrainer = Hello | Restored | SlotOffered | Sealed | Committed | SaveFailed | SignalReceived | Stopping | Bye
+FromTrainer = (
+    Hello | Restored | SlotOffered | Sealed | Committed | SaveFailed | SignalReceived | StopAgreed | Stopping | Bye
+)
 FromAgent = Welcome | Refused | SlotReturned | SlotCommitted | SlotFailed | Stop | Advice
 Message = FromTrainer | FromAgent
