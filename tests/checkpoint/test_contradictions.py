@@ -14,6 +14,7 @@ from tests.checkpoint.conftest import Attempt, restore, state_of, tensor_of
 from unbroken.checkpoint import Manifest, verify_checkpoint
 from unbroken.checkpoint.committed import decode_manifest
 from unbroken.checkpoint.digest import sha256
+from unbroken.checkpoint.manifest import FORMAT
 from unbroken.errors import DamagedError, FormatError, UnbrokenError
 from unbroken.journal import Origin
 from unbroken.journal.events import CheckpointCommitted
@@ -49,7 +50,11 @@ def put(value: Any, *path: str | int) -> Change:
 
 
 def decode(document: Any) -> Manifest:
-    return decode_manifest(json.dumps(document).encode(), "manifests/x.json")
+    return decode_manifest(json.dumps(document).encode(), "manifests/x.json", no_record)
+
+
+def no_record(key: str, sha256: str) -> bytes:
+    raise DamagedError(f"{key} is missing", kind="missing")
 
 
 PIECE = ("tensors", 0, "slices", 0)
@@ -116,14 +121,14 @@ def test_a_manifest_that_contradicts_itself_is_damage_and_names_what(change: Cha
 )
 def test_bytes_that_are_no_manifest_are_damage(data: bytes, kind: str) -> None:
     with pytest.raises(DamagedError) as caught:
-        decode_manifest(data, "manifests/x.json")
+        decode_manifest(data, "manifests/x.json", no_record)
     assert caught.value.kind in (kind, "no-format")
 
 
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        (put(2, "format"), "newer-format"),
+        (put(FORMAT + 1, "format"), "newer-format"),
         (put("float3", "tensors", 0, "dtype"), "dtype"),
         (put([], "tensors", 0, "slices"), "slices"),
         (put([1, 3], *PIECE, "shape"), "slices"),
@@ -175,12 +180,12 @@ def test_a_committed_manifest_that_contradicts_itself_is_passed_over_and_reporte
 
 def test_a_manifest_of_a_newer_format_stops_a_restore_instead_of_being_passed_over(store: Store) -> None:
     attempt = Attempt(store)
-    commit_document(attempt, put(2, "format"))
+    commit_document(attempt, put(FORMAT + 1, "format"))
     with pytest.raises(FormatError) as caught:
         restore(store)
     assert (caught.value.kind, caught.value.exit_code) == ("newer-format", 13)
     (problem,) = verify_checkpoint(store, attempt.journal.state.checkpoints[-1]).problems
-    assert "format 2" in problem
+    assert f"format {FORMAT + 1}" in problem
 
 
 def commit_document(attempt: Attempt, change: Change) -> None:

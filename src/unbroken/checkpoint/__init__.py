@@ -1,11 +1,13 @@
 """Checkpoints as bytes: manifest, packs, commit, verified reading. Knows nothing of tensors' libraries."""
 
 from unbroken.checkpoint.catalog import newest_first, restore_newest
-from unbroken.checkpoint.committed import load_manifest
-from unbroken.checkpoint.manifest import Manifest, PackRecord, Slice, TensorRecord
+from unbroken.checkpoint.committed import load_manifest, load_rank_part
+from unbroken.checkpoint.gather import commit_ranks, find_rank_records, missing
+from unbroken.checkpoint.manifest import Manifest, PackRecord, RankRecord, RankRef, Slice, TensorRecord
 from unbroken.checkpoint.metrics import Metrics, read_metrics
 from unbroken.checkpoint.packs import HostTensor
 from unbroken.checkpoint.pruning import Pruned, PrunePlan, Pruner, plan_prune
+from unbroken.checkpoint.rank_writer import RankDurable, RankWriter
 from unbroken.checkpoint.reader import read_tensors
 from unbroken.checkpoint.retention import KeepAny, KeepBest, KeepEvery, KeepLast, Policy, choose
 from unbroken.checkpoint.retention_text import keep_policy, parse_keep
@@ -30,17 +32,25 @@ __all__ = [
     "PrunePlan",
     "Pruned",
     "Pruner",
+    "RankDurable",
+    "RankRecord",
+    "RankRef",
+    "RankWriter",
     "Slice",
     "Tagged",
     "TensorRecord",
     "TensorRef",
     "Verification",
     "choose",
+    "commit_ranks",
     "decode_tree",
     "encode_tree",
+    "find_rank_records",
     "holds_state",
     "keep_policy",
     "load_manifest",
+    "load_rank_part",
+    "missing",
     "newest_first",
     "parse_keep",
     "plan_prune",

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from unbroken.checkpoint.contradictions import contradictions
 from unbroken.checkpoint.digest import sha256
-from unbroken.checkpoint.manifest import FORMAT, Manifest
+from unbroken.checkpoint.manifest import FORMAT, SHARDED_FORMAT, Manifest, RankRecord
+from unbroken.checkpoint.rank_records import (
+    GetCommitted,
+    decode_rank_record,
+    put_together,
+    read_at_once,
+    require_place,
+)
 from unbroken.errors import DamagedError, FormatError, NotFoundError, StoreError
 from unbroken.journal import CheckpointRecord
 from unbroken.store import Store
@@ -39,8 +48,8 @@ def get_committed(store: Store, key: str, expected: str) -> bytes:
     return data
 
 
-def require_format(data: bytes, key: str) -> None:
-    """Refuse an object of a newer format, whatever else it holds.
+def require_format(data: bytes, key: str, *, newest: int = FORMAT) -> None:
+    """Refuse an object of a newer format than ``newest``, whatever else it holds.
 
     Raises:
         FormatError: a newer version wrote it.
@@ -50,36 +59,89 @@ def require_format(data: bytes, key: str) -> None:
         version = msgspec.json.decode(data, type=_Version).format
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DamagedError(f"{key} names no format ({error})", kind="no-format") from error
-    if version > FORMAT:
+    if version > newest:
         raise FormatError(
-            f"{key} has format {version}, and this version reads up to {FORMAT}",
+            f"{key} has format {version}, and this version reads up to {newest}",
             kind="newer-format", hint="Install a newer unbroken",
         )  # fmt: skip
 
 
 def load_manifest(store: Store, record: CheckpointRecord) -> Manifest:
-    """Read the manifest that a journal entry committed.
+    """Read the manifest that a journal entry committed, and the records of its ranks where it was written by several.
 
     Raises:
-        DamagedError: it is not there, its bytes are not those that were committed, or it contradicts itself.
+        DamagedError: one is not there, its bytes are not those that were committed, or it contradicts itself.
         FormatError: a newer version wrote it.
     """
-    key = record.event.manifest
-    return decode_manifest(get_committed(store, key, record.event.sha256), key)
+    key, get = record.event.manifest, partial(get_committed, store)
+    return decode_manifest(get(key, record.event.sha256), key, get)
 
 
-def decode_manifest(data: bytes, key: str) -> Manifest:
+def decode_manifest(data: bytes, key: str, get: GetCommitted) -> Manifest:
     """Read manifest bytes. What is returned can be followed blindly: no index or size in it leads astray.
+
+    Args:
+        data: the manifest.
+        key: its key, for messages.
+        get: gives rank records; not asked for format 1.
 
     Raises:
         DamagedError: the bytes are no manifest, or what they say cannot be true.
         FormatError: a newer version wrote it.
     """
-    require_format(data, key)
-    try:
-        manifest = _MANIFEST.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise DamagedError(f"{key} is no manifest ({error})", kind="manifest") from error
+    manifest = _decode(data, key)
+    if manifest.format >= SHARDED_FORMAT:
+        _demand_no_parts(manifest, key)
+        head = manifest
+        records = read_at_once(lambda rank: _rank_record(head, rank, get), range(head.world_size))
+        manifest = put_together(head, records, key)
     for found in contradictions(manifest):
         raise DamagedError(f"{key} contradicts itself: {found}", kind="manifest")
     return manifest
+
+
+def load_rank_part(store: Store, record: CheckpointRecord, rank: int) -> Manifest:
+    """The manifest with only those slices that ``rank`` wrote: enough for it to refer to what did not change, at a
+    small part of the requests. It cannot be restored from. Of format 1 it is the whole manifest.
+
+    Raises:
+        DamagedError: as :func:`load_manifest`.
+        FormatError: a newer version wrote it.
+    """
+    key, get = record.event.manifest, partial(get_committed, store)
+    data = get(key, record.event.sha256)
+    manifest = _decode(data, key)
+    if manifest.format < SHARDED_FORMAT:
+        return decode_manifest(data, key, get)
+    _demand_no_parts(manifest, key)
+    if rank >= manifest.world_size:
+        return manifest
+    part = _rank_record(manifest, rank, get)
+    return msgspec.structs.replace(manifest, tensors=part.tensors, packs=part.packs)
+
+
+def _decode(data: bytes, key: str) -> Manifest:
+    require_format(data, key)
+    try:
+        return _MANIFEST.decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DamagedError(f"{key} is no manifest ({error})", kind="manifest") from error
+
+
+def _demand_no_parts(manifest: Manifest, key: str) -> None:
+    if manifest.tensors or manifest.packs or manifest.locals:
+        raise DamagedError(f"{key} lists parts that belong into the records of its ranks", kind="manifest")
+    named = {ref.key for ref in manifest.ranks}
+    if not len(named) == len(manifest.ranks) == manifest.world_size:
+        raise DamagedError(f"{key} names {len(named)} records of {manifest.world_size} ranks", kind="manifest")
+
+
+def _rank_record(manifest: Manifest, rank: int, get: GetCommitted) -> RankRecord:
+    ref = manifest.ranks[rank]
+    data = get(ref.key, ref.sha256)
+    require_format(data, ref.key)
+    record = decode_rank_record(data, ref.key)
+    require_place(
+        record, ref.key, attempt=manifest.attempt, step=manifest.step, rank=rank, world_size=manifest.world_size
+    )
+    return record

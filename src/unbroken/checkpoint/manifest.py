@@ -70,8 +70,9 @@ class RankRef(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The state of a run after one step.
 
-    In format 2 the object in the store has no ``tensors`` and ``packs``; :func:`~unbroken.checkpoint.load_manifest` puts
-    them together from the rank records, so that a manifest in memory is the same for one rank and for many.
+    In format 2 ``tensors`` and ``packs`` of the object in the store are empty;
+    :func:`~unbroken.checkpoint.load_manifest` puts them together from the rank records, so that a manifest in memory is
+    the same for one rank and for many.
     """
 
     format: int
@@ -92,8 +93,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     partial: bool = False
     """It was imported: objects of a program that it lacks keep their initial state."""
     locals: list[Any] = []
-    """Of format 2, by rank, in memory only: the tree of what belongs to that rank alone (its generators, its part of the
-    data order)."""
+    """Of format 2, by rank, in memory only: the tree of what belongs to that rank alone (its generators, its part of
+    the data order)."""
 
     def state_of(self, rank: int) -> Any:
         """The state tree as ``rank`` would load it: what all share, and what is its own.
@@ -151,8 +152,13 @@ class RankRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """Rank 0: names the object of the logged values, where there are any."""
     partial: bool = False
     written: int = 0
-    """Bytes that this rank wrote."""
+    """Bytes of packs and logged values that this rank wrote."""
     stall: float = 0.0
     """Seconds for which this rank's loop stood still."""
     seconds: float = 0.0
     """Seconds from the step boundary until all but this record was durable."""
+    created_at: float = 0.0
+    """The writer's clock, seconds since the epoch."""
+    refers_to: str = ""
+    """Manifest key of the checkpoint in whose packs unchanged slices lie; "" where there are none. While it is not
+    retired, they stay."""

@@ -12,11 +12,13 @@ import msgspec
 
 from unbroken.checkpoint.chunks import READERS
 from unbroken.checkpoint.committed import get_committed, require_format
-from unbroken.checkpoint.manifest import WHOLE_FORMAT
 from unbroken.checkpoint.tree import decode_tree, encode_tree
 from unbroken.errors import DamagedError, FormatError
 from unbroken.journal import CheckpointRecord, RunState
 from unbroken.store import Store
+
+FORMAT = 1
+"""Of the object: the same for one rank and for many."""
 
 Metrics = dict[str, list[tuple[int, float]]]
 """Logged values by name: (step, value), steps rising."""
@@ -41,7 +43,7 @@ def encode_metrics(metrics: Metrics) -> bytes:
         name: [[step, encode_tree(value, f"the logged {name}")] for step, value in points]
         for name, points in metrics.items()
     }
-    return msgspec.json.encode({"format": WHOLE_FORMAT, "values": values})
+    return msgspec.json.encode({"format": FORMAT, "values": values})
 
 
 def read_metrics(store: Store, state: RunState, record: CheckpointRecord) -> Metrics:
@@ -85,7 +87,7 @@ def read_metrics_object(store: Store, record: CheckpointRecord) -> Metrics:
     if not key:
         return {}
     data = get_committed(store, key, record.event.metrics_sha256)
-    require_format(data, key)
+    require_format(data, key, newest=FORMAT)
     try:
         values = _DECODER.decode(data).values
     except (msgspec.MsgspecError, RecursionError) as error:

@@ -44,6 +44,11 @@ class Packing:
             yield Upload(pack.record.key, pack.parts, digests)
 
     @property
+    def refers(self) -> bool:
+        """Whether anything lies in packs of the parent; known once every upload was put."""
+        return bool(self._places)
+
+    @property
     def tensors(self) -> list[TensorRecord]:
         """In the state's order; whole once every upload was put."""
         return [self._records[tensor.name] for tensor in self._tensors]
@@ -51,25 +56,24 @@ class Packing:
     def _changed(self) -> Iterator[HostTensor]:
         for tensor in self._tensors:
             old = self._before.get(tensor.name)
-            if old is not None and _same(old, tensor, self._digests[tensor.name]):
-                self._refer_to(old)
+            piece = None if old is None else _same(old, tensor)
+            # The first differing chunk ends it, so that a tensor that was trained is not digested twice.
+            if piece is not None and agree(tensor.data, piece.digests, self._digests[tensor.name]):
+                self._refer_to(piece, tensor)
             else:
                 yield tensor
 
-    def _refer_to(self, old: TensorRecord) -> None:
-        slices = []
-        for piece in old.slices:
-            if piece.pack not in self._places:
-                self._places[piece.pack] = len(self.packs)
-                self.packs.append(self._parent_packs[piece.pack])
-            slices.append(msgspec.structs.replace(piece, pack=self._places[piece.pack]))
-        self._records[old.name] = msgspec.structs.replace(old, slices=slices)
+    def _refer_to(self, piece: Slice, tensor: HostTensor) -> None:
+        if piece.pack not in self._places:
+            self._places[piece.pack] = len(self.packs)
+            self.packs.append(self._parent_packs[piece.pack])
+        there = msgspec.structs.replace(piece, pack=self._places[piece.pack])
+        self._records[tensor.name] = TensorRecord(tensor.name, tensor.dtype, list(tensor.tensor_shape), [there])
 
 
-def _same(old: TensorRecord, new: HostTensor, digests: list[str]) -> bool:
-    """Whether the parent holds the very same tensor, whole in one slice. ``digests`` receives those that it took to
-    find out: the first differing chunk ends it, so that a tensor that was trained is not digested twice."""
-    match old.slices:
-        case [Slice(digests=known)]:
-            return old.dtype == new.dtype and old.shape == list(new.shape) and agree(new.data, known, digests)
-    return False
+def _same(old: TensorRecord, new: HostTensor) -> Slice | None:
+    """The slice of the parent's tensor that is the same box of the same tensor, if there is one."""
+    if old.dtype != new.dtype or old.shape != list(new.tensor_shape):
+        return None
+    offset, shape = list(new.place), list(new.shape)
+    return next((piece for piece in old.slices if piece.offset == offset and piece.shape == shape), None)

@@ -101,10 +101,10 @@ def build_pack(
     for tensor in tensors:
         known = (digests or {}).get(tensor.name)
         piece = Slice(
-            offset=[0] * len(tensor.shape), shape=list(tensor.shape), pack=index, start=start,
+            offset=list(tensor.place), shape=list(tensor.shape), pack=index, start=start,
             length=len(tensor.data), digests=chunk_digests(tensor.data) if known is None else known,
         )  # fmt: skip
-        records.append(TensorRecord(tensor.name, tensor.dtype, list(tensor.shape), [piece]))
+        records.append(TensorRecord(tensor.name, tensor.dtype, list(tensor.tensor_shape), [piece]))
         start += len(tensor.data)
     return Pack(PackRecord(key, start, len(header), digest(header)), parts, records)
 

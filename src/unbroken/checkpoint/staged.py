@@ -55,11 +55,26 @@ def check_state(state: HostState) -> None:
     held = {tensor.name for tensor in state.tensors}
     if len(held) < len(state.tensors):
         raise ConfigError(f"two tensors of step {state.step} have the same name", kind="tensor-name")
-    for name in tensor_names(state.tree):
+    # What all ranks share is looked for where all ranks' tensors are known: when they are committed.
+    for name in tensor_names(state.tree if state.world_size == 1 else state.local):
         if name not in held:
             raise ConfigError(f"the state names the tensor {name!r}, which was not passed", kind="tensor-name")
+    if state.world_size > 1:
+        _check_rank(state)
     for tensor in state.tensors:
         _check_tensor(tensor)
+        if state.world_size == 1 and tensor.shape != tensor.tensor_shape:
+            raise ConfigError(f"{tensor.name} is not whole, and there is no other rank", kind="tensor-box")
+
+
+def _check_rank(state: HostState) -> None:
+    if not isinstance(state.tree, dict) or not isinstance(state.local, dict):
+        raise ConfigError(f"the state of step {state.step} is no dictionary with names", kind="state")
+    for name in state.tree.keys() & state.local.keys():
+        raise ConfigError(f"{name!r} is both shared and rank {state.rank}'s own", kind="state")
+    for name in tensor_names(state.local):
+        if not name.startswith(f"rank{state.rank}/"):
+            raise ConfigError(f"the tensor {name!r} is rank {state.rank}'s own, and not named so", kind="tensor-name")
 
 
 def _check_tensor(tensor: HostTensor) -> None:
@@ -75,6 +90,14 @@ def _check_tensor(tensor: HostTensor) -> None:
             f"{tensor.name} is a {tensor.dtype} of shape {list(tensor.shape)}, and came with "
             f"{tensor.data.nbytes} bytes instead of {size}",
             kind="tensor-size",
+        )
+    whole, place = tensor.tensor_shape, tensor.place
+    if not len(whole) == len(place) == len(tensor.shape) or any(
+        start < 0 or start + length > end for start, length, end in zip(place, tensor.shape, whole, strict=True)
+    ):
+        raise ConfigError(
+            f"{tensor.name} is a box of shape {list(tensor.shape)} at {list(place)} of a tensor of shape {list(whole)}",
+            kind="tensor-box",
         )
 
 

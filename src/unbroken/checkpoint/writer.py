@@ -1,31 +1,24 @@
-"""Writing a checkpoint: packs and logged values, then rank record and manifest, and last the journal entry that makes
-it exist."""
+"""Writing a checkpoint of one rank: packs and logged values, then rank record and manifest, and last the journal entry
+that makes it exist."""
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from itertools import chain
 
 import msgspec
 
+from unbroken.checkpoint.continuation import Continuation
 from unbroken.checkpoint.digest import sha256
 from unbroken.checkpoint.manifest import WHOLE_FORMAT, Manifest, RankRecord, RankRef
-from unbroken.checkpoint.metrics import encode_metrics, metrics_between
 from unbroken.checkpoint.packing import Packing
 from unbroken.checkpoint.staged import HostState, check_state
 from unbroken.checkpoint.uploads import Upload, put_all
 from unbroken.clock import SYSTEM_CLOCK, Clock
-from unbroken.errors import StoreError
+from unbroken.errors import ConfigError, StoreError
 from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
 from unbroken.journal.events import CheckpointCommitted
 from unbroken.store.store import OnPiece
-
-
-@dataclass(frozen=True)
-class _Parent:
-    record: CheckpointRecord
-    manifest: Manifest
 
 
 class CheckpointWriter:
@@ -43,13 +36,13 @@ class CheckpointWriter:
         self._lease = lease
         self._origin = origin
         self._clock = clock
-        self._parent: _Parent | None = None
+        self._parent = Continuation(journal, lease, 0)
         self._unsettled: tuple[str, Manifest] | None = None
         """Key and content of a manifest whose commit failed, so that nobody knows yet whether it took effect."""
 
     def continue_from(self, record: CheckpointRecord, manifest: Manifest) -> None:
         """Name the checkpoint whose state this attempt restored and verified: the parent of the next one."""
-        self._parent = _Parent(record, manifest)
+        self._parent = self._parent.go_on_from(record, manifest)
 
     def write(self, state: HostState, *, on_piece: OnPiece | None = None) -> CheckpointCommitted:
         """Make a checkpoint of ``state`` durable and commit it.
@@ -68,11 +61,13 @@ class CheckpointWriter:
             StoreError: the storage failed; the previous checkpoint stands unless the failure hid the success of the
                 very last call, and the state may be written again in any case.
         """
+        if state.world_size != 1:
+            raise ConfigError(f"rank {state.rank} of {state.world_size} has no whole checkpoint to write", kind="state")
         check_state(state)
         self._settle()
         nonce = secrets.token_hex(4)
-        packing = self._packing(state, nonce)
-        metrics, metrics_digest = self._metrics(state, nonce)
+        packing = self._parent.packing(state, nonce)
+        metrics, metrics_digest = self._parent.metrics(state, nonce)
         written = put_all(self._store, chain(metrics, packing.uploads()), on_piece=on_piece)
         rank, rank_ref = self._rank_record(state, nonce, packing)
         manifest = self._manifest(state, nonce, packing, [rank_ref])
@@ -95,7 +90,7 @@ class CheckpointWriter:
         except StoreError:
             self._unsettled = event.manifest, manifest
             raise
-        self._parent = _Parent(CheckpointRecord(entry.n, entry.attempt, entry.at, event), manifest)
+        self._parent = self._parent.go_on_from(CheckpointRecord(entry.n, entry.attempt, entry.at, event), manifest)
 
     def _settle(self) -> None:
         """Find out whether a commit whose reply was lost took effect: then its packs need not be written again."""
@@ -105,39 +100,19 @@ class CheckpointWriter:
         key, manifest = self._unsettled
         for record in self._journal.state.commits:
             if record.event.manifest == key:
-                self._parent = _Parent(record, manifest)
+                self._parent = self._parent.go_on_from(record, manifest)
         self._unsettled = None
-
-    def _packing(self, state: HostState, nonce: str) -> Packing:
-        """What changed since the parent goes into new packs."""
-        parent = self._parent.manifest if self._parent and self._kept(self._parent.record) else None
-        prefix = f"packs/{self._lease.attempt}/{state.step}-0"
-        return Packing(state.tensors, parent, lambda number: f"{prefix}-{number}-{nonce}.safetensors")
-
-    def _kept(self, record: CheckpointRecord) -> bool:
-        """Whether a checkpoint is not retired: the packs of one that is are deleted."""
-        return any(kept.event.manifest == record.event.manifest for kept in self._journal.state.checkpoints)
 
     def _rank_record(self, state: HostState, nonce: str, packing: Packing) -> tuple[Upload, RankRef]:
         record = RankRecord(WHOLE_FORMAT, state.step, self._lease.attempt, 0, 1, packing.tensors, packing.packs)
-        key = f"ranks/{self._lease.attempt}/{state.step}/0-{nonce}.json"
+        key = self._parent.rank_key(state, nonce)
         data = msgspec.json.encode(record)
         return Upload(key, [data]), RankRef(key, sha256(data))
-
-    def _metrics(self, state: HostState, nonce: str) -> tuple[list[Upload], str]:
-        """The object of the logged values, if there are any, and its digest."""
-        after = self._parent.record.step if self._parent else -1
-        metrics = metrics_between(state.metrics, after, state.step)
-        if not metrics:
-            return [], ""
-        data = encode_metrics(metrics)
-        key = f"metrics/{state.step:011d}-{self._lease.attempt}-{nonce}.json"
-        return [Upload(key, [data])], sha256(data)
 
     def _manifest(self, state: HostState, nonce: str, packing: Packing, ranks: list[RankRef]) -> Manifest:
         return Manifest(
             format=WHOLE_FORMAT, run=self._journal.info.run, step=state.step, attempt=self._lease.attempt, nonce=nonce,
             created_at=round(self._clock.now(), 3), world_size=1,
-            parent=self._parent.record.event.manifest if self._parent else "",
+            parent=self._parent.key,
             state=state.tree, tensors=packing.tensors, packs=packing.packs, ranks=ranks, partial=state.partial,
         )  # fmt: skip

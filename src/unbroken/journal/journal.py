@@ -179,8 +179,14 @@ class Journal:
             entry = self._append(AttemptClaimed(command or [], purpose), origin, next_attempt)
             return Lease(entry.attempt, claim)
 
-    def append(self, event: Event, origin: Origin, lease: Lease) -> Entry:
+    def append(
+        self, event: Event, origin: Origin, lease: Lease, *, unless: Callable[[RunState], None] | None = None
+    ) -> Entry:
         """Add an entry.
+
+        Args:
+            unless: refuses, by raising, to add it to the run in this state. It is asked about the very state that the
+                entry would follow: nothing can come between.
 
         Raises:
             FencedError: a later attempt owns the run; nothing was written.
@@ -188,8 +194,14 @@ class Journal:
             finds out.
         """
 
+        def still() -> Lease:
+            held = self._still(lease)
+            if unless is not None:
+                unless(self.state)
+            return held
+
         with self._lock:
-            return self._append(event, origin, lambda: self._still(lease))
+            return self._append(event, origin, still)
 
     def require(self, lease: Lease) -> None:
         """Read on, and return if ``lease`` still holds the run.
