@@ -6,7 +6,7 @@ it. Layout, little-endian:
 ========== =======================================================================================
 0          header: magic, version, sequence, start and length of the description, its xxh3-128
 4096       tensors, each at a multiple of 64 bytes, or of 4096 where it is as long
-start      description, MessagePack: whose state this is, its tree, where each tensor lies
+start      description, MessagePack: whose state this is, its tree, where each tensor (or part) lies
 ========== =======================================================================================
 
 The sequence is even, and not 0, where the slot is *sealed*: complete, and not being written. One process writes; the
@@ -49,13 +49,15 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class SlotTensor(msgspec.Struct, frozen=True, array_like=True):
-    """Where a tensor lies in the slot."""
+    """Where a tensor, or the box of it that this rank has, lies in the slot."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
     length: int
+    offset: tuple[int, ...] = ()
+    whole: tuple[int, ...] | None = None
 
 
 class SlotOwner(msgspec.Struct, frozen=True):
@@ -75,6 +77,10 @@ class _Description(msgspec.Struct, frozen=True):
     began_at: float
     stall: float
     partial: bool
+    rank: int = 0
+    world_size: int = 1
+    local: Any = {}
+    shared: dict[str, str] = {}
 
 
 _DECODER = msgspec.msgpack.Decoder(_Description)
@@ -194,12 +200,25 @@ class Slot:
             MemoryError: the host has no room for the description.
         """
         tensors = [
-            SlotTensor(tensor.name, tensor.dtype, tensor.shape, _DATA + start, len(tensor.data))
+            SlotTensor(
+                tensor.name, tensor.dtype, tensor.shape, _DATA + start, len(tensor.data), tensor.offset, tensor.whole
+            )
             for tensor, start in zip(state.tensors, starts, strict=True)
         ]
         data = msgspec.msgpack.encode(
             _Description(
-                owner, state.step, state.tree, tensors, state.metrics, state.began_at, state.stall, state.partial
+                owner,
+                state.step,
+                state.tree,
+                tensors,
+                state.metrics,
+                state.began_at,
+                state.stall,
+                state.partial,
+                state.rank,
+                state.world_size,
+                state.local,
+                state.shared,
             )
         )
         end = max((tensor.start + tensor.length for tensor in tensors), default=_DATA)
@@ -305,12 +324,20 @@ def read_slot(descriptor: int, *, writable: bool = False) -> tuple[SlotOwner, Ho
         if not _DATA <= tensor.start <= tensor.start + tensor.length <= start:
             raise DamagedError(f"{tensor.name} lies outside of its staging slot", kind="slot")
     tensors = [
-        HostTensor(tensor.name, tensor.dtype, tensor.shape, view[tensor.start : tensor.start + tensor.length])
+        HostTensor(
+            tensor.name,
+            tensor.dtype,
+            tensor.shape,
+            view[tensor.start : tensor.start + tensor.length],
+            tensor.offset,
+            tensor.whole,
+        )
         for tensor in held.tensors
     ]
     return held.owner, HostState(
-        held.step, held.tree, tensors, held.metrics, began_at=held.began_at, stall=held.stall, partial=held.partial
-    )
+        held.step, held.tree, tensors, held.metrics, began_at=held.began_at, stall=held.stall, partial=held.partial,
+        rank=held.rank, world_size=held.world_size, local=held.local, shared=held.shared,
+    )  # fmt: skip
 
 
 def read_sequence(descriptor: int) -> int:

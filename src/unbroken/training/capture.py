@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import torch
+from torch.optim.optimizer import Optimizer
 
 from unbroken.checkpoint import Tagged, TensorRef, encode_tree
 from unbroken.checkpoint.dtypes import KNOWN
 from unbroken.errors import ConfigError
 from unbroken.training.objects import StateObject
+from unbroken.training.ownership import Part, dealt_to
+from unbroken.training.ranks import Ranks
+from unbroken.training.sharding import held_part, is_sharded, local_of, stages
+
+_OF_A_RANK = re.compile(r"rank[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -23,10 +32,18 @@ class Captured:
     """
 
     tree: Any
-    """Encoded; the top level is a dict by object name."""
+    """Encoded; the top level is a dict by object name. Of several ranks: what all of them share, the same on each."""
     tensors: dict[str, torch.Tensor]
+    """What this rank stages: whole tensors, and of sharded ones its part."""
     objects: list[StateObject] = field(default_factory=list)
     """What was read."""
+    boxes: dict[str, Part] = field(default_factory=dict)
+    """Those of ``tensors`` that are parts."""
+    local: dict[str, Any] = field(default_factory=dict)
+    """Of several ranks: the encoded tree of what is this rank's own; its tensors are named ``rank3/...``."""
+    shared: dict[str, str] = field(default_factory=dict)
+    """Of several ranks: SHA-256, in hex, of the tree of each object that all share."""
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def memory_key(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -34,26 +51,103 @@ def memory_key(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
 
 
-def capture(objects: list[StateObject]) -> Captured:
-    """Read the state of every object.
+def capture(objects: list[StateObject], ranks: Ranks | None = None) -> Captured:
+    """Read the state of every object, and choose what of it this rank stages. Sends no message to the others.
+
+    Args:
+        ranks: which rank this is; the only one by default.
 
     Raises:
         ConfigError: a value that a checkpoint cannot hold; names its path.
     """
-    walk = _Walk()
-    tree = {item.name: walk.leave(item.read(), item.name, item.name) for item in objects}
-    return Captured(encode_tree(tree), walk.tensors, list(objects))
+    ranks = ranks or Ranks()
+    if ranks.world_size == 1:
+        walk = _Walk(objects)
+        tree = walk.tree(objects)
+        _demand_whole(walk.found)
+        return Captured(tree, {name: held.tensor for name, held in walk.found.items()}, list(objects), ranks=ranks)
+    _check_names(objects)
+    walk = _Walk(objects)
+    tree = walk.tree([item for item in objects if not item.per_rank])
+    own = _Walk(objects)
+    local = own.tree([item for item in objects if item.per_rank], f"rank{ranks.rank}/")
+    staged = {name: held for name, held in walk.found.items() if held.staged_by(name, ranks)}
+    tensors = {name: held.tensor for name, held in (staged | own.found).items()}
+    boxes = {name: held.part for name, held in staged.items() if held.part is not None and not held.part.complete}
+    return Captured(tree, tensors, list(objects), boxes, local, digests(tree), ranks)
+
+
+def digests(tree: dict[str, Any]) -> dict[str, str]:
+    """SHA-256, in hex, of each object's part of an encoded tree, by the object's name."""
+    encode = msgspec.json.Encoder(order="sorted").encode
+    return {name: hashlib.sha256(encode(part)).hexdigest() for name, part in tree.items()}
+
+
+def _check_names(objects: list[StateObject]) -> None:
+    for item in objects:
+        if _OF_A_RANK.fullmatch(item.name):
+            raise ConfigError(
+                f"{item.name!r} cannot name a part of the state of several ranks", kind="state",
+                hint="Names like rank0 are those of each rank's own part",
+            )  # fmt: skip
+
+
+def _demand_whole(found: Mapping[str, _Held]) -> None:
+    for held in found.values():
+        if held.part is not None and not held.part.complete:
+            raise ConfigError(
+                f"{held.path} is sharded over several ranks (a DTensor), and this process saves for itself alone",
+                kind="sharded", hint="Save with unbroken.Run on all ranks",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A tensor that was found, as this rank has it.
+
+    Args:
+        tensor: its memory.
+        path: its name in error messages.
+        dealt: whether ranks have it alike, so that any of them may stage it.
+        sharded: the tensor of several ranks of which ``tensor`` is this one's part.
+        part: which part; None for an ordinary tensor.
+    """
+
+    tensor: torch.Tensor
+    path: str
+    dealt: bool
+    sharded: torch.Tensor | None = None
+    part: Part | None = None
+
+    def staged_by(self, name: str, ranks: Ranks) -> bool:
+        if self.sharded is not None and self.part is not None:
+            return (not self.part.empty or self.part.complete) and stages(name, self.sharded, self.path)
+        return ranks.rank == (dealt_to(name, ranks.world_size) if self.dealt else 0)
 
 
 class _Walk:
     """Takes tensors out of nested values and leaves their names.
 
     Two names of one tensor (tied weights) become two references to one stored tensor.
+
+    Args:
+        objects: all of the state, among whose modules and optimizers the parameters are.
     """
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, torch.Tensor] = {}
+    def __init__(self, objects: list[StateObject]) -> None:
+        self.found: dict[str, _Held] = {}
         self._seen: dict[tuple[Any, ...], str] = {}
+        self._parameters = {memory_key(parameter) for item in objects for parameter in _parameters(item.value)}
+        self._optimizer = False
+
+    def tree(self, objects: list[StateObject], prefix: str = "") -> dict[str, Any]:
+        """The encoded trees of some objects; ``prefix`` begins the names of their tensors."""
+        parts = {}
+        for item in objects:
+            self._optimizer = isinstance(item.value, Optimizer)
+            parts[item.name] = self.leave(item.read(), f"{prefix}{item.name}", item.name)
+        encoded: dict[str, Any] = encode_tree(parts)
+        return encoded
 
     def leave(self, value: Any, name: str, path: str) -> Any:
         """``name`` is that of a tensor found here; ``path`` is the way to it in the words of error messages."""
@@ -84,26 +178,48 @@ class _Walk:
         return value
 
     def _tensor(self, tensor: torch.Tensor, name: str, path: str) -> str:
-        tensor = _storable(tensor.detach(), path)
-        key = memory_key(tensor)
-        if tensor.numel() and key in self._seen:
+        held = self._held(tensor.detach(), path)
+        key = _sharded_key(held) if held.sharded is not None else memory_key(held.tensor)
+        if (held.sharded is not None or held.tensor.numel()) and key in self._seen:
             return self._seen[key]
         unique, number = name, 1
-        while unique in self.tensors or unique == "__metadata__":
+        while unique in self.found or unique == "__metadata__":
             number += 1
             unique = f"{name}#{number}"
-        self.tensors[unique] = tensor
+        self.found[unique] = held
         self._seen[key] = unique
         return unique
+
+    def _held(self, tensor: torch.Tensor, path: str) -> _Held:
+        if is_sharded(tensor):
+            local, part = _storable(local_of(tensor), path), held_part(tensor, path)
+            if not tensor.numel():  # every rank has all of it
+                local = local.new_empty(part.whole)
+            return _Held(local, path, dealt=False, sharded=tensor, part=part)
+        plain = _storable(tensor, path)
+        return _Held(plain, path, dealt=self._optimizer or memory_key(plain) in self._parameters)
+
+
+def _parameters(value: object) -> list[torch.Tensor]:
+    """The parameters of a module or an optimizer that ranks have whole."""
+    if isinstance(value, torch.nn.Module):
+        found = list(value.parameters())
+    elif isinstance(value, Optimizer):
+        found = [parameter for group in value.param_groups for parameter in group["params"]]
+    else:
+        return []
+    return [parameter for parameter in found if not is_sharded(parameter) and parameter.layout == torch.strided]
+
+
+def _sharded_key(held: _Held) -> tuple[Any, ...]:
+    """Equal for two sharded tensors that are one: on every rank or on none, also where its part is empty."""
+    tensor = held.tensor
+    whole = tuple(held.sharded.shape) if held.sharded is not None else ()
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), *memory_key(tensor)[2:], whole
 
 
 def _storable(tensor: torch.Tensor, path: str) -> torch.Tensor:
     """The tensor as plain strided memory of a known element type."""
-    if hasattr(tensor, "device_mesh"):
-        raise ConfigError(
-            f"{path} is sharded over several ranks (a DTensor)", kind="sharded",
-            hint="This version saves training on a single process",
-        )  # fmt: skip
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         raise ConfigError(
             f"{path} is a {tensor.layout} tensor on {tensor.device}, which a checkpoint cannot hold", kind="layout",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from unbroken.errors import UnbrokenError
 from unbroken.training.capture import memory_key
 from unbroken.training.objects import StateObject
+from unbroken.training.ownership import dealt_to
+from unbroken.training.ranks import Ranks
+from unbroken.training.sharding import held_part, is_sharded, local_of, memory_of, stages
 
 WORTH_DEFERRING = 64 << 10
 """Bytes; a smaller tensor is copied in less time than it takes to arrange for later."""
@@ -42,11 +46,11 @@ def deferrable(
     """Those of ``tensors`` that only a step of ``optimizers`` changes, by name, as of this moment.
 
     Args:
-        tensors: the captured state.
+        tensors: the captured state; of sharded tensors this rank's part.
         optimizers: each of them hooked.
         smallest: bytes from which on a tensor is worth it.
     """
-    owned = {memory_key(tensor) for optimizer in optimizers for tensor in _owned(optimizer)}
+    owned = {memory_key(local_of(tensor)) for optimizer in optimizers for tensor in _owned(optimizer)}
     return {
         name: tensor
         for name, tensor in tensors.items()
@@ -54,12 +58,37 @@ def deferrable(
     }
 
 
+def watched(tensors: Mapping[str, torch.Tensor], optimizers: Iterable[Optimizer]) -> dict[str, Sequence[torch.Tensor]]:
+    """By the names of parts of sharded tensors, the live tensors whose version counters tell of a change.
+
+    What is done to a sharded tensor moves its own counter, what is done to its part that of the part; what was captured
+    shares neither.
+    """
+    names = {memory_key(tensor): name for name, tensor in tensors.items()}
+    return {
+        name: (tensor, memory_of(tensor))
+        for optimizer in optimizers
+        for tensor in _owned(optimizer)
+        if is_sharded(tensor) and (name := names.get(memory_key(local_of(tensor)))) is not None
+    }
+
+
 class Versions:
     """Whether tensors were changed in place since this was made, or their memory exchanged, as happens where one is
-    sent to another process. The first look decides."""
+    sent to another process. The first look decides.
 
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self._seen = [(name, tensor, _version(tensor)) for name, tensor in tensors.items()]
+    Args:
+        tensors: by name.
+        beside: others, by the same names, whose counters tell of the same memory; see :func:`watched`.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], beside: Mapping[str, Sequence[torch.Tensor]] | None = None
+    ) -> None:
+        looked_at = [
+            (name, each) for name, tensor in tensors.items() for each in (tensor, *(beside or {}).get(name, ()))
+        ]
+        self._seen = [(name, tensor, _version(tensor)) for name, tensor in looked_at]
         self._lock = threading.Lock()
         self._moved: str | None = None
 
@@ -96,21 +125,36 @@ class StepGuard:
     _before_step._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
-def expected_growth(objects: Iterable[StateObject]) -> int:
-    """Bytes that the optimizers' state will have and has not yet, before the first step."""
+def expected_growth(objects: Iterable[StateObject], ranks: Ranks | None = None) -> int:
+    """Bytes that the optimizers' state will have and has not yet, before the first step; of what this rank stages."""
     total = 0
     for item in objects:
         if isinstance(item.value, Optimizer):
+            numbers = iter(range(sum(len(group["params"]) for group in item.value.param_groups)))
             for group in item.value.param_groups:
-                missing = [p for p in group["params"] if p.requires_grad and not item.value.state.get(p)]
-                total += _tensors_like_each(group) * sum(p.numel() * p.element_size() for p in missing)
+                for parameter, number in zip(group["params"], numbers, strict=False):
+                    if parameter.requires_grad and not item.value.state.get(parameter):
+                        names = [f"{item.name}/state/{number}/{key}" for key in _like_each_parameter(group)]
+                        total += sum(_staged_bytes(name, parameter, ranks or Ranks()) for name in names)
     return total
 
 
-def _tensors_like_each(group: dict[str, Any]) -> int:
+def _like_each_parameter(group: dict[str, Any]) -> list[str]:
+    """The keys of what an optimizer will hold of the size of each parameter."""
     if "betas" in group:
-        return 3 if group.get("amsgrad") else 2
-    return 1 if group.get("momentum") else 0
+        return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group.get("amsgrad") else [])]
+    return ["momentum_buffer"] if group.get("momentum") else []
+
+
+def _staged_bytes(name: str, parameter: torch.Tensor, ranks: Ranks) -> int:
+    """Of a tensor of this name and like the parameter, what this rank would stage."""
+    if ranks.world_size > 1:
+        if is_sharded(parameter):
+            part = held_part(parameter, name)
+            return math.prod(part.shape) * parameter.element_size() if stages(name, parameter, name) else 0
+        if dealt_to(name, ranks.world_size) != ranks.rank:
+            return 0
+    return parameter.numel() * parameter.element_size()
 
 
 def _is_hooked(optimizer: Optimizer) -> bool:
@@ -142,7 +186,7 @@ def _owned(optimizer: Optimizer) -> Iterator[torch.Tensor]:
 
 
 def _version(tensor: torch.Tensor) -> tuple[int, int]:
-    return tensor._version, tensor.data_ptr()
+    return tensor._version, local_of(tensor).data_ptr()
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -35,7 +35,7 @@ def memory_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def held_part(tensor: torch.Tensor, path: str) -> Part:
-    """Which box of the whole this rank holds; an empty one where it holds nothing.
+    """Which box of the whole this rank holds; an empty one where it holds nothing, all where there is nothing to hold.
 
     Args:
         tensor: a sharded one.
@@ -48,6 +48,8 @@ def held_part(tensor: torch.Tensor, path: str) -> Part:
     mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
     cuts = _cuts(tensor, path)
     coordinate = mesh.get_coordinate()
+    if 0 in whole:
+        return Part((0,) * len(whole), whole, whole)
     if coordinate is None:
         return Part((0,) * len(whole), (0,) * len(whole), whole)
     part = part_of(whole, tuple(mesh.shape), tuple(coordinate), cuts)
