@@ -1,14 +1,16 @@
 """Checkpoints as bytes: manifest, packs, commit, verified reading. Knows nothing of tensors' libraries."""
 
+from unbroken.checkpoint.boxes import Box
 from unbroken.checkpoint.catalog import newest_first, restore_newest
 from unbroken.checkpoint.committed import load_manifest, load_rank_part
 from unbroken.checkpoint.gather import commit_ranks, find_rank_records, missing
 from unbroken.checkpoint.manifest import Manifest, PackRecord, RankRecord, RankRef, Slice, TensorRecord
 from unbroken.checkpoint.metrics import Metrics, read_metrics
 from unbroken.checkpoint.packs import HostTensor
+from unbroken.checkpoint.pieces import Piece
 from unbroken.checkpoint.pruning import Pruned, PrunePlan, Pruner, plan_prune
 from unbroken.checkpoint.rank_writer import RankDurable, RankWriter
-from unbroken.checkpoint.reader import read_tensors
+from unbroken.checkpoint.reader import read_pieces, read_tensors
 from unbroken.checkpoint.retention import KeepAny, KeepBest, KeepEvery, KeepLast, Policy, choose
 from unbroken.checkpoint.retention_text import keep_policy, parse_keep
 from unbroken.checkpoint.sameness import holds_state
@@ -18,6 +20,7 @@ from unbroken.checkpoint.verify import Verification, verify_checkpoint
 from unbroken.checkpoint.writer import CheckpointWriter
 
 __all__ = [
+    "Box",
     "CheckpointWriter",
     "HostState",
     "HostTensor",
@@ -28,6 +31,7 @@ __all__ = [
     "Manifest",
     "Metrics",
     "PackRecord",
+    "Piece",
     "Policy",
     "PrunePlan",
     "Pruned",
@@ -55,6 +59,7 @@ __all__ = [
     "parse_keep",
     "plan_prune",
     "read_metrics",
+    "read_pieces",
     "read_tensors",
     "restore_newest",
     "verify_checkpoint",

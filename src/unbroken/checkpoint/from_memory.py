@@ -11,9 +11,10 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from unbroken.checkpoint.chunks import Chunk, named
+from unbroken.checkpoint.chunks import named
 from unbroken.checkpoint.copying import copy_checked
 from unbroken.checkpoint.parallel import in_threads
+from unbroken.checkpoint.pieces import WantedChunk
 
 _log = logging.getLogger("unbroken")
 
@@ -22,36 +23,45 @@ _COPIERS = 8
 
 
 def take_from_memory(
-    chunks: Sequence[Chunk],
-    staged: Mapping[str, memoryview],
-    memory: Mapping[str, memoryview],
+    chunks: Sequence[WantedChunk],
+    staged: Mapping[tuple[str, tuple[int, ...]], memoryview],
     on_bytes: Callable[[int], None],
-) -> list[Chunk]:
-    """Copy chunks from ``staged`` to ``memory``, both the bytes of tensors by name.
+) -> list[WantedChunk]:
+    """Copy chunks from ``staged``, the bytes of slices by the tensor's name and the slice's offset, to where they are
+    wanted.
 
     Returns:
-        the chunks that are missing there or differ from the manifest; said once in the log.
+        the chunks that are missing there or differ from the manifest; what differs is said once in the log.
     """
-    held = {name for name, view in staged.items() if name in memory and view.nbytes == len(memory[name])}
-    sources = {name: staged[name].cast("B") for name in held if staged[name].nbytes}
-    refused: list[Chunk] = [chunk for chunk in chunks if chunk.holds not in sources]
+    refused: list[WantedChunk] = []
     lock = threading.Lock()
 
-    def take(chunk: Chunk) -> None:
-        there = slice(chunk.place, chunk.place + chunk.length)
-        if copy_checked(memory[chunk.holds][there], sources[chunk.holds][there]) == chunk.digest:
+    def take(chunk: WantedChunk) -> None:
+        if _agrees(chunk, staged[chunk.holds, chunk.offset]):
             on_bytes(chunk.length)
             return
         with lock:
             refused.append(chunk)
 
-    wanted = [chunk for chunk in chunks if chunk.holds in sources]
-    if wanted:
+    held = [chunk for chunk in chunks if (chunk.holds, chunk.offset) in staged]
+    if held:
         threads = min(_COPIERS, len(os.sched_getaffinity(0)))
-        in_threads(take, wanted, threads=threads, name="unbroken-copy")
+        in_threads(take, held, threads=threads, name="unbroken-copy")
     if refused:
         _log.warning(
             "unbroken: this machine's memory differs from the committed checkpoint in %s: the store is read for that",
             named(sorted(refused, key=lambda chunk: chunk.holds)),
         )
-    return refused
+    return refused + [chunk for chunk in chunks if (chunk.holds, chunk.offset) not in staged]
+
+
+def _agrees(chunk: WantedChunk, source: memoryview) -> bool:
+    """Take a chunk from the bytes of its slice, if they are those of the manifest. They may change under our hands:
+    only the copy is believed."""
+    if source.nbytes != chunk.slice_length:
+        return False
+    room = chunk.room()
+    if copy_checked(room, source.cast("B")[chunk.place : chunk.place + chunk.length]) != chunk.digest:
+        return False
+    chunk.spread(room)
+    return True
