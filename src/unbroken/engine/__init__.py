@@ -1,6 +1,9 @@
 """Engines: what starts a run's attempts again and again until it is finished."""
 
-from unbroken.engine.launch import Launch
-from unbroken.engine.local import AgentSettings, LocalEngine, Watcher
+from unbroken.engine.gang import LocalGang, Node
+from unbroken.engine.launch import Launch, Watcher
+from unbroken.engine.local import LocalEngine
+from unbroken.engine.settings import AgentSettings
+from unbroken.engine.torchrun import Layout
 
-__all__ = ["AgentSettings", "Launch", "LocalEngine", "Watcher"]
+__all__ = ["AgentSettings", "Launch", "Layout", "LocalEngine", "LocalGang", "Node", "Watcher"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import psutil
@@ -29,12 +30,13 @@ class Launch:
     """A running ``unbroken run`` and its processes.
 
     Args:
-        number: counted from 1.
+        number: of the start, counted from 1.
         arguments: what follows ``python -m unbroken run``.
         environment: of the agent.
         log: file for what agent and command print.
         runtime_dir: where the agent puts its socket and status.
         clock: for ``started_at`` and ``ended_at``, wall-clock seconds.
+        node: which one of those that were started together, counted from 0.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class Launch:
         log: Path,
         runtime_dir: Path,
         clock: Clock,
+        node: int = 0,
     ) -> None:
         self.number = number
+        self.node = node
         self.log = log
         self.runtime_dir = runtime_dir
         self.ended_at: float | None = None
@@ -133,3 +137,16 @@ class Launch:
             return process.environ().get(LAUNCH_VARIABLE) == self._mark
         except (psutil.Error, OSError):
             return False
+
+
+class Watcher(Protocol):
+    """Looks on, and may interrupt. Called from the thread that runs the engine."""
+
+    def started(self, launch: Launch) -> None:
+        """An agent was started."""
+
+    def watch(self, launch: Launch) -> None:
+        """It runs; called about a hundred times a second."""
+
+    def ended(self, launch: Launch) -> None:
+        """It is gone, with all of its processes."""

@@ -1,0 +1,103 @@
+"""One training command as several nodes of several ranks under torchrun, all on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unbroken.engine.gang import Node
+from unbroken.errors import ConfigError
+
+MOST_NODES = 254
+"""Each node has an address of its own, 127.0.0.1 to 127.0.0.254."""
+
+_PYTHON = re.compile(r"python(\d+(\.\d+)*)?")
+_LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")
+_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+"""What ranks that share a machine need, where nobody said otherwise."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many nodes a training has, and how many ranks each of them."""
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def check(self, command: Sequence[str]) -> None:
+        """Say now, and not at the start, that a command cannot be laid out.
+
+        Raises:
+            ConfigError: several ranks are wanted of what is not ``python SCRIPT ...`` or ``python -m MODULE ...``, or
+                of what starts ranks itself (kind ``command``); or there are more nodes than addresses (kind ``nodes``).
+        """
+        if self.nodes > MOST_NODES:
+            raise ConfigError(f"{self.nodes} nodes are more than {MOST_NODES}", kind="nodes")
+        if self.ranks > 1:
+            _split(command)
+
+    def lay_out(self, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> list[Node]:
+        """The nodes of one start. One rank is the command as it is; several are started by torchrun, with a free port
+        of this machine as their rendezvous.
+
+        Args:
+            command: as a user types it: ``python train.py ...``.
+            environments: one for each node, added to this process's own.
+
+        Raises:
+            ConfigError: as :meth:`check`.
+        """
+        self.check(command)
+        if self.ranks == 1:
+            return [Node(command, environments[0])]
+        python, training = _split(command)
+        port = _free_port()
+        defaults = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+        return [
+            Node([*python, *self._options(index, port), *training], {**defaults, **environment})
+            for index, environment in enumerate(environments)
+        ]
+
+    def _options(self, index: int, port: int) -> list[str]:
+        return [
+            "-m", "torch.distributed.run", f"--nnodes={self.nodes}", f"--node-rank={index}",
+            f"--nproc-per-node={self.ranks_per_node}", "--master-addr=127.0.0.1", f"--master-port={port}",
+            f"--local-addr=127.0.0.{index + 1}", "--max-restarts=0",
+        ]  # fmt: skip
+
+
+def _split(command: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The interpreter, and what torchrun is given to run.
+
+    Torchrun starts the ranks with the same interpreter, but without its options: whoever needs one is told.
+    """
+    arguments = list(command[1:])
+    while arguments[:1] == ["-u"]:  # torchrun says it itself
+        del arguments[0]
+    if not command or not _PYTHON.fullmatch(Path(command[0]).name):
+        raise _refused(f"{command[0] if command else 'nothing'!r} is not Python")
+    if not arguments or (arguments[0].startswith("-") and arguments[0] != "-m") or arguments == ["-m"]:
+        raise _refused(f"{arguments[0] if arguments else 'nothing'!r} after {command[0]!r} is neither a script nor -m")
+    if arguments[0] == "-m" and arguments[1] in _LAUNCHERS:
+        raise _refused(f"{arguments[1]} starts ranks itself")
+    return [command[0]], arguments
+
+
+def _refused(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what}, and several ranks can only be started of a Python training", kind="command",
+        hint="Write it as for one rank, without torchrun: python train.py ..., or python -m package.train ...",
+    )  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
