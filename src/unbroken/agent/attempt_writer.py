@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 
 from unbroken.agent.claims import Claim
-from unbroken.checkpoint import CheckpointWriter, HostState, holds_state, load_manifest
+from unbroken.checkpoint import CheckpointWriter, HostState, Manifest, holds_state, load_manifest
 from unbroken.clock import Clock
 from unbroken.errors import DamagedError
 from unbroken.journal import CheckpointRecord
@@ -16,15 +17,27 @@ _WORD_SECONDS = 5.0
 """For how long a trainer that announced a state is waited for to say where it came from."""
 
 
-class AttemptWriter:
-    """Writes for one claim. The upload thread alone calls :meth:`write`; the rest is safe from any thread."""
+class _Continuing(Protocol):
+    def continue_from(self, record: CheckpointRecord, manifest: Manifest) -> None: ...
 
-    def __init__(self, claim: Claim, clock: Clock) -> None:
+
+class ContinuedWriter:
+    """What is the same for one rank and for several: where the next checkpoint goes on from, and which exist already.
+
+    The upload thread alone writes; the rest is safe from any thread.
+
+    Args:
+        writer: is told which checkpoint it continues.
+    """
+
+    def __init__(self, claim: Claim, writer: _Continuing, clock: Clock) -> None:
         self.claim = claim
         self._clock = clock
-        self._writer = CheckpointWriter(claim.journal, claim.lease, claim.origin, clock=clock)
+        self._continuing = writer
         self._parent = ""
         """Key of the manifest that the writer continues."""
+        self._own = ""
+        """The same of the checkpoint that was committed last from what this writer wrote."""
         self._origin: str | None = None
         """Key of the manifest that the trainer went on from, once it said so."""
         self._wrote = False
@@ -47,13 +60,12 @@ class AttemptWriter:
         """Bytes that a state of ``size`` bytes is likely to need in the store, by the share that changed last time."""
         return int(size * self._share)
 
-    def write(self, state: HostState, on_piece: OnPiece) -> CheckpointCommitted:
-        """As :meth:`unbroken.checkpoint.CheckpointWriter.write`; a step that this attempt has committed already is not
-        written again.
+    def _look_back(self, state: HostState) -> CheckpointCommitted | None:
+        """What the journal says of this state already; where it says nothing, the writer goes on from the right
+        checkpoint afterwards.
 
         Raises:
             FencedError: a later attempt owns the run.
-            StoreError: the storage failed, and the state may be written again.
         """
         # The trainer retires checkpoints, and may have written some itself: what it did is only in the store.
         self.claim.journal.require(self.claim.lease)
@@ -61,18 +73,30 @@ class AttemptWriter:
         if mine and self._was_committed(mine[-1], state):
             return mine[-1].event
         self._continue(None if self._turned or not mine else mine[-1])
-        event = self._writer.write(state, on_piece=on_piece)
-        self._parent, self._wrote, self._turned = event.manifest, True, False
-        if event.size:
-            self._share = min(1.0, event.written / event.size)
-        return event
+        return None
+
+    def _committed(self, manifest: str) -> None:
+        """What was written last is a checkpoint now."""
+        self._own, self._wrote, self._turned = manifest, True, False
+
+    def _measured(self, written: int, size: int) -> None:
+        if size:
+            self._share = min(1.0, written / size)
+
+    def _load(self, record: CheckpointRecord) -> Manifest:
+        """The whole manifest of a checkpoint."""
+        return load_manifest(self.claim.journal.store, record)
+
+    def _load_parent(self, record: CheckpointRecord) -> Manifest:
+        """As much of it as is needed to go on from there."""
+        return self._load(record)
 
     def _was_committed(self, newest: CheckpointRecord, state: HostState) -> bool:
         """Whether an agent before us committed this very state, and only its reply was lost."""
-        if newest.step != state.step or newest.event.manifest == self._parent:
+        if newest.step != state.step or newest.event.manifest in (self._parent, self._own):
             return False
         try:
-            return holds_state(load_manifest(self.claim.journal.store, newest), state)
+            return holds_state(self._load(newest), state)
         except DamagedError:
             return False
 
@@ -81,10 +105,10 @@ class AttemptWriter:
         if record is None or record.event.manifest == self._parent:
             return
         try:
-            manifest = load_manifest(self.claim.journal.store, record)
+            manifest = self._load_parent(record)
         except DamagedError:
             return  # whole again without it, and it harms nobody but itself
-        self._writer.continue_from(record, manifest)
+        self._continuing.continue_from(record, manifest)
         self._parent = record.event.manifest
 
     def _restored_record(self) -> CheckpointRecord | None:
@@ -96,3 +120,31 @@ class AttemptWriter:
             return next((r for r in newest_first if r.event.manifest == self._origin), None)
         step = state.attempts[self.claim.lease.attempt].restored_step
         return next((r for r in newest_first if r.step == step), None)
+
+
+class AttemptWriter(ContinuedWriter):
+    """Writes for an attempt of one rank."""
+
+    peers = 1
+    """Ranks on this node whose parts belong together."""
+
+    def __init__(self, claim: Claim, clock: Clock) -> None:
+        self._writer = CheckpointWriter(claim.journal, claim.lease, claim.origin, clock=clock)
+        super().__init__(claim, self._writer, clock)
+
+    def write(self, state: HostState, on_piece: OnPiece) -> CheckpointCommitted:
+        """As :meth:`unbroken.checkpoint.CheckpointWriter.write`; a step that this attempt has committed already is not
+        written again.
+
+        Raises:
+            FencedError: a later attempt owns the run.
+            StoreError: the storage failed, and the state may be written again.
+        """
+        before = self._look_back(state)
+        if before is not None:
+            return before
+        event = self._writer.write(state, on_piece=on_piece)
+        self._parent = event.manifest
+        self._committed(event.manifest)
+        self._measured(event.written, event.size)
+        return event

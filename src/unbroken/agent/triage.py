@@ -10,6 +10,7 @@ from unbroken.agent.arena import Taken
 from unbroken.agent.attempt_writer import AttemptWriter
 from unbroken.agent.bandwidth import BandwidthMeter
 from unbroken.agent.emergency import Action, Choice, InFlight, Situation, choose, should_revise
+from unbroken.agent.rank_attempt_writer import RankAttemptWriter
 from unbroken.clock import Clock
 from unbroken.link.channel import Channel
 
@@ -18,7 +19,7 @@ from unbroken.link.channel import Channel
 class Upload:
     """A slot that was announced, and for whom."""
 
-    writer: AttemptWriter
+    writer: AttemptWriter | RankAttemptWriter
     trainer: Channel
     taken: Taken
     step: int
@@ -30,6 +31,12 @@ class Upload:
     """Of the slot, when it was read."""
     stall: float = 0.0
     """Seconds for which the loop stood still for it, once that is known."""
+    began_at: float = 0.0
+    """Monotonic seconds at the step boundary, once that is known."""
+    seconds: float = 0.0
+    """What the upload took, once it is durable."""
+    peers: int = 1
+    """Ranks on this node whose parts of a step belong together, this one included."""
     orphan: bool = False
     """Whether its trainer is gone: there will be no later state, and nobody saves this one again."""
     abandoned: str = ""
@@ -115,14 +122,15 @@ class Triage:
 
     def _situation(self, wanted: list[Upload], slots: int, left: float) -> Situation:
         first, newest = wanted[0], wanted[-1]
+        last = [upload for upload in wanted if upload.step == newest.step]
         sealed = newest.step >= self._stop_step
-        alone = sealed and first is newest and not first.sent
+        alone = sealed and first.step == newest.step and not any(upload.sent for upload in last)
         kept = newest.writer.claim.journal.state.checkpoints
         return Situation(
             left=left,
             stop_step=max(newest.step, self._stop_step),
-            stop_bytes=newest.expected(),
-            in_flight=None if alone else InFlight(first.step, max(0, first.expected() - first.sent)),
+            stop_bytes=_all_parts(last),
+            in_flight=None if alone else InFlight(first.step, _unsent(wanted, first.step)),
             bandwidth=self._meter.bandwidth,
             stage_seconds=0.0 if sealed else newest.stall,
             second_slot=slots > 1,
@@ -135,6 +143,16 @@ class Triage:
             for upload in wanted:
                 if upload.step < stop_step:
                     upload.abandon(f"for step {stop_step}")
+
+
+def _all_parts(last: list[Upload]) -> int:
+    """What a step writes on this node: the parts that are announced are a measure of those that are not."""
+    return sum(upload.expected() for upload in last) * max(len(last), last[0].peers) // len(last)
+
+
+def _unsent(wanted: list[Upload], step: int) -> float:
+    """Bytes of a step that are still to be sent from this node."""
+    return sum(max(0, upload.expected() - upload.sent) for upload in wanted if upload.step == step)
 
 
 def _differs(choice: Choice, before: Choice | None) -> bool:

@@ -1,4 +1,7 @@
-"""The thread that makes announced slots durable, one after another, whether or not their trainer still lives."""
+"""The thread that makes announced slots durable, one after another, whether or not their trainer still lives.
+
+What one of several ranks staged is only a part of a checkpoint: the gathering completes it, and the thread goes on.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,19 @@ from unbroken.agent.arena import Arena, Taken
 from unbroken.agent.attempt_writer import AttemptWriter
 from unbroken.agent.emergency import Choice
 from unbroken.agent.events import Chosen, Durable, Fenced, ThreadFailed, Trouble, Woken
+from unbroken.agent.gathering import Gathering
 from unbroken.agent.outcome import may_pass
 from unbroken.agent.priority import lower_uploads, raise_uploads
+from unbroken.agent.rank_attempt_writer import RankAttemptWriter
+from unbroken.agent.slot_answers import answer_committed, answer_failed
 from unbroken.agent.triage import Upload
 from unbroken.agent.upload_queue import UploadQueue
-from unbroken.checkpoint import HostState
-from unbroken.clock import Clock
+from unbroken.checkpoint import HostState, RankDurable
+from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.errors import ConfigError, FencedError, StoreError, UnbrokenError
 from unbroken.journal.events import CheckpointCommitted
 from unbroken.link.arena import read_sequence, read_slot
-from unbroken.link.channel import Channel, ChannelError
-from unbroken.link.messages import SlotCommitted, SlotFailed
+from unbroken.link.channel import Channel
 
 UploadEvent: TypeAlias = Durable | Chosen | Fenced | Trouble | ThreadFailed | Woken
 
@@ -52,12 +57,15 @@ class Uploader:
         self._clock = clock
         self._nice = nice
         self._queue = UploadQueue(arena, self._chose, clock)
+        self._gathering = Gathering(arena, tell, clock)
         self._thread = threading.Thread(target=self._work, name="unbroken-uploader", daemon=True)
         self._thread.start()
 
-    def submit(self, writer: AttemptWriter, trainer: Channel, taken: Taken, step: int) -> None:
+    def submit(self, writer: AttemptWriter | RankAttemptWriter, trainer: Channel, taken: Taken, step: int) -> None:
         """Have a slot made durable and ``trainer`` told about it; the slot is given back in any case."""
-        if not self._queue.add(Upload(writer, trainer, taken, step)):
+        if isinstance(writer, RankAttemptWriter):
+            writer.ranks.announce(writer.rank, step)
+        if not self._queue.add(Upload(writer, trainer, taken, step, peers=writer.peers)):
             self._arena.give_back(taken, "")
 
     def begin(self) -> None:
@@ -67,18 +75,21 @@ class Uploader:
     def parted(self, trainer: Channel) -> None:
         """``trainer`` is gone: what it announced is all that is left of its work."""
         self._queue.parted(trainer)
+        self._gathering.look()
 
     def left(self) -> tuple[int, ...]:
         """Steps that are announced and not answered for, oldest first."""
-        return self._queue.left()
+        return tuple(dict.fromkeys((*self._gathering.left(), *self._queue.left())))
 
     def drain(self, seconds: float) -> bool:
         """Wait until nothing is left to do; False if that takes longer than ``seconds``."""
-        return self._queue.drain(seconds)
+        deadline = SYSTEM_CLOCK.monotonic() + seconds  # as conditions wait
+        return self._queue.drain(seconds) and self._gathering.drain(deadline - SYSTEM_CLOCK.monotonic())
 
     def press(self, until: float) -> None:
         """The machine will be taken, and all must be committed by ``until``, in monotonic seconds."""
         self._queue.press(until)
+        self._gathering.press(until)
         raise_uploads()
 
     def stopping(self, step: int) -> None:
@@ -88,21 +99,22 @@ class Uploader:
     def abandon(self, reason: str) -> None:
         """Give up all that is announced, as soon as the storage lets go of it."""
         self._queue.abandon(reason)
+        self._gathering.abandon(reason)
 
     def close(self, timeout: float) -> bool:
-        """Give up what is left and end the thread; False where it hangs for more than ``timeout`` seconds.
+        """Give up what is left and end the threads; False where one hangs for more than ``timeout`` seconds.
 
-        The thread is a daemon: it keeps no process alive.
+        The threads are daemons: they keep no process alive.
         """
         self._queue.close("the agent is leaving")
         self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._gathering.close(timeout) and not self._thread.is_alive()
 
     def _work(self) -> None:
         try:
             while (upload := self._queue.next()) is not None:
                 self._serve(upload)
-                if self._queue.done():
+                if self._queue.done() and not self._gathering.left():
                     self._tell(Woken())
         except BaseException as error:  # noqa: BLE001 - handed to the owner
             self._tell(ThreadFailed(error))
@@ -111,7 +123,7 @@ class Uploader:
         if not self._queue.pressed:
             lower_uploads(self._nice)
         attempt = upload.writer.claim.lease.attempt
-        result: CheckpointCommitted | UnbrokenError
+        result: CheckpointCommitted | RankDurable | UnbrokenError
         try:
             result = self._upload(upload)
         except _AbandonedError:
@@ -122,30 +134,33 @@ class Uploader:
             text = f"the save met a fault of our own ({type(error).__name__}: {error})"
             result = StoreError(text, kind="fault")
         upload.ended = True
-        if isinstance(result, CheckpointCommitted):
+        if isinstance(result, RankDurable) and isinstance(upload.writer, RankAttemptWriter):
+            self._gathering.add(upload, upload.writer, result)
+        elif isinstance(result, CheckpointCommitted):
             self._arena.give_back(upload.taken, result.manifest)
             self._tell(Durable(result, attempt))
             self._queue.done()  # before the trainer hears of it, and leaves: nothing of it is left to be rescued
-            self._answer(upload, SlotCommitted(upload.taken.slot.number, result))
-            return
+            answer_committed(upload, result)
+            self._gathering.look()
+        elif isinstance(result, UnbrokenError):
+            self._failed(upload, result)
+
+    def _failed(self, upload: Upload, error: UnbrokenError) -> None:
         gc.collect()  # errors of several threads hold each other, and views of a slot that may be many gigabytes
         self._arena.give_back(upload.taken, "")
-        if isinstance(result, FencedError):
-            self._tell(Fenced(result.message, attempt))
-        self._answer(upload, _failure(upload, result))
+        if isinstance(error, FencedError):
+            self._tell(Fenced(error.message, upload.writer.claim.lease.attempt))
+        if isinstance(upload.writer, RankAttemptWriter):
+            upload.writer.ranks.fail(upload.writer.rank, upload.step, error.message)
+            self._gathering.look()
+        if not answer_failed(upload, error):
+            self._tell(Trouble(f"step {upload.step}, which the trainer left in memory, is lost: {error.message}"))
 
-    def _answer(self, upload: Upload, answer: SlotCommitted | SlotFailed) -> None:
-        try:
-            upload.trainer.send(answer)
-        except ChannelError:
-            if isinstance(answer, SlotFailed):
-                self._tell(Trouble(f"step {upload.step}, which the trainer left in memory, is lost: {answer.message}"))
-
-    def _upload(self, upload: Upload) -> CheckpointCommitted:
+    def _upload(self, upload: Upload) -> CheckpointCommitted | RankDurable:
         """Try up to three times; what nobody will save again, for as long as the storage may come back."""
         upload.sequence = read_sequence(upload.taken.descriptor)
         state, pause, tries = _read(upload), _FIRST_PAUSE, 0
-        upload.stall = state.stall
+        upload.stall, upload.began_at = state.stall, state.began_at
         while True:
             tries += 1
             try:
@@ -160,8 +175,8 @@ class Uploader:
                 self._clock.sleep(_PRESSED_PAUSE)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _write(self, upload: Upload, state: HostState) -> CheckpointCommitted:
-        begun = 0
+    def _write(self, upload: Upload, state: HostState) -> CheckpointCommitted | RankDurable:
+        begun, since = 0, self._clock.monotonic()
         upload.sent = 0
 
         def piece(size: int) -> None:
@@ -173,9 +188,10 @@ class Uploader:
 
         with self._queue.meter.upload() as measured:
             _demand_wanted(upload)
-            event = upload.writer.write(state, piece)
+            result = upload.writer.write(state, piece)
             measured.sent(begun)
-            return event
+        upload.seconds = self._clock.monotonic() - since
+        return result
 
     def _chose(self, choice: Choice) -> None:
         self._tell(Chosen(choice.action.value, choice.text, dict(choice.numbers)))
@@ -209,9 +225,3 @@ def _read(upload: Upload) -> HostState:
             kind="slot",
         )
     return state
-
-
-def _failure(upload: Upload, error: UnbrokenError) -> SlotFailed:
-    return SlotFailed(
-        upload.taken.slot.number, upload.step, type(error).__name__, error.message, error.kind, error.hint
-    )
