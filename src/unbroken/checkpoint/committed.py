@@ -6,9 +6,10 @@ from functools import partial
 
 import msgspec
 
+from unbroken.checkpoint.collector import collector_resting
 from unbroken.checkpoint.contradictions import contradictions
 from unbroken.checkpoint.digest import sha256
-from unbroken.checkpoint.manifest import FORMAT, SHARDED_FORMAT, Manifest, RankRecord
+from unbroken.checkpoint.manifest import SHARDED_FORMAT, Manifest, RankRecord
 from unbroken.checkpoint.rank_records import (
     GetCommitted,
     decode_rank_record,
@@ -16,15 +17,12 @@ from unbroken.checkpoint.rank_records import (
     read_at_once,
     require_place,
 )
-from unbroken.errors import DamagedError, FormatError, NotFoundError, StoreError
+from unbroken.checkpoint.versions import require_format
+from unbroken.errors import DamagedError, NotFoundError, StoreError
 from unbroken.journal import CheckpointRecord
 from unbroken.store import Store
 
 _MANIFEST = msgspec.json.Decoder(Manifest)
-
-
-class _Version(msgspec.Struct):
-    format: int
 
 
 def get_committed(store: Store, key: str, expected: str) -> bytes:
@@ -46,24 +44,6 @@ def get_committed(store: Store, key: str, expected: str) -> bytes:
     if sha256(data) != expected:
         raise DamagedError(f"{key} in {store.uri} is not what was committed (SHA-256 differs)", kind="sha256")
     return data
-
-
-def require_format(data: bytes, key: str, *, newest: int = FORMAT) -> None:
-    """Refuse an object of a newer format than ``newest``, whatever else it holds.
-
-    Raises:
-        FormatError: a newer version wrote it.
-        DamagedError: it is JSON of nothing that this program ever wrote.
-    """
-    try:
-        version = msgspec.json.decode(data, type=_Version).format
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise DamagedError(f"{key} names no format ({error})", kind="no-format") from error
-    if version > newest:
-        raise FormatError(
-            f"{key} has format {version}, and this version reads up to {newest}",
-            kind="newer-format", hint="Install a newer unbroken",
-        )  # fmt: skip
 
 
 def load_manifest(store: Store, record: CheckpointRecord) -> Manifest:
@@ -92,12 +72,12 @@ def decode_manifest(data: bytes, key: str, get: GetCommitted) -> Manifest:
     manifest = _decode(data, key)
     if manifest.format >= SHARDED_FORMAT:
         _demand_no_parts(manifest, key)
-        head = manifest
-        records = read_at_once(lambda rank: _rank_record(head, rank, get), range(head.world_size))
-        manifest = put_together(head, records, key)
-    for found in contradictions(manifest):
-        raise DamagedError(f"{key} contradicts itself: {found}", kind="manifest")
-    return manifest
+        expected = {ref.key: ref.sha256 for ref in manifest.ranks}
+        data_of = read_at_once(lambda ref: get(ref, expected[ref]), list(expected))
+        with collector_resting:
+            records = [_rank_record(manifest, rank, data_of.pop(ref)) for rank, ref in enumerate(expected)]
+            return _sound(put_together(manifest, records, key), key)
+    return _sound(manifest, key)
 
 
 def load_rank_part(store: Store, record: CheckpointRecord, rank: int) -> Manifest:
@@ -116,7 +96,8 @@ def load_rank_part(store: Store, record: CheckpointRecord, rank: int) -> Manifes
     _demand_no_parts(manifest, key)
     if rank >= manifest.world_size:
         return manifest
-    part = _rank_record(manifest, rank, get)
+    ref = manifest.ranks[rank]
+    part = _rank_record(manifest, rank, get(ref.key, ref.sha256))
     return msgspec.structs.replace(manifest, tensors=part.tensors, packs=part.packs)
 
 
@@ -136,12 +117,14 @@ def _demand_no_parts(manifest: Manifest, key: str) -> None:
         raise DamagedError(f"{key} names {len(named)} records of {manifest.world_size} ranks", kind="manifest")
 
 
-def _rank_record(manifest: Manifest, rank: int, get: GetCommitted) -> RankRecord:
-    ref = manifest.ranks[rank]
-    data = get(ref.key, ref.sha256)
-    require_format(data, ref.key)
-    record = decode_rank_record(data, ref.key)
-    require_place(
-        record, ref.key, attempt=manifest.attempt, step=manifest.step, rank=rank, world_size=manifest.world_size
-    )
+def _sound(manifest: Manifest, key: str) -> Manifest:
+    for found in contradictions(manifest):
+        raise DamagedError(f"{key} contradicts itself: {found}", kind="manifest")
+    return manifest
+
+
+def _rank_record(manifest: Manifest, rank: int, data: bytes) -> RankRecord:
+    key = manifest.ranks[rank].key
+    record = decode_rank_record(data, key)
+    require_place(record, key, attempt=manifest.attempt, step=manifest.step, rank=rank, world_size=manifest.world_size)
     return record

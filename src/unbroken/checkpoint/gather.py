@@ -7,12 +7,12 @@ takes one commit of an attempt for a step, so that any number of processes may d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import msgspec
 
-from unbroken.checkpoint.committed import require_format
+from unbroken.checkpoint.collector import collector_resting
 from unbroken.checkpoint.coverage import find_flaw
 from unbroken.checkpoint.digest import sha256
 from unbroken.checkpoint.manifest import SHARDED_FORMAT, Manifest, RankRecord, RankRef, TensorRecord
@@ -52,12 +52,15 @@ def find_rank_records(
         if found is not None and (rank := int(found["rank"])) < world_size and rank not in known:
             keys.setdefault(rank, []).append(info.key)
 
-    def read(rank: int) -> RankDurable | None:
-        wanted = partial(_read, store, attempt=attempt, step=step, rank=rank, world_size=world_size)
-        return _first_readable(wanted, sorted(keys[rank], reverse=True))
-
-    durable = [*known.values(), *(each for each in read_at_once(read, keys) if each is not None)]
-    return {each.rank: each for each in sorted(durable, key=lambda each: each.rank)}
+    data = read_at_once(partial(_get_or_none, store), [key for each in keys.values() for key in each])
+    found_now = dict(known)
+    with collector_resting:
+        for rank, written in keys.items():
+            demand = partial(require_place, attempt=attempt, step=step, rank=rank, world_size=world_size)
+            there = [(key, read) for key in sorted(written, reverse=True) if (read := data.pop(key)) is not None]
+            if there:
+                found_now[rank] = RankDurable(rank, *_first_readable(there, demand))
+    return dict(sorted(found_now.items()))
 
 
 def missing(found: Mapping[int, RankDurable], world_size: int) -> list[int]:
@@ -65,27 +68,27 @@ def missing(found: Mapping[int, RankDurable], world_size: int) -> list[int]:
     return [rank for rank in range(world_size) if rank not in found]
 
 
-def _first_readable(read: partial[RankDurable], keys: Sequence[str]) -> RankDurable | None:
-    damage: DamagedError | None = None
-    for key in keys:
+def _get_or_none(store: Store, key: str) -> bytes | None:
+    try:
+        return store.get(key)
+    except NotFoundError as error:
+        if error.kind != "object":  # the bucket or the folder itself is away
+            raise
+        return None  # the listing was late
+
+
+def _first_readable(
+    written: Sequence[tuple[str, bytes]], demand: Callable[[RankRecord, str], None]
+) -> tuple[RankRef, RankRecord]:
+    damage: list[DamagedError] = []
+    for key, data in written:
         try:
-            return read(key)
-        except NotFoundError as error:
-            if error.kind != "object":
-                raise
+            record = decode_rank_record(data, key)
+            demand(record, key)
+            return RankRef(key, sha256(data)), record
         except DamagedError as error:
-            damage = damage or error
-    if damage is not None:
-        raise damage
-    return None
-
-
-def _read(store: Store, key: str, *, attempt: int, step: int, rank: int, world_size: int) -> RankDurable:
-    data = store.get(key)
-    require_format(data, key)
-    record = decode_rank_record(data, key)
-    require_place(record, key, attempt=attempt, step=step, rank=rank, world_size=world_size)
-    return RankDurable(rank, RankRef(key, sha256(data)), record)
+            damage.append(error)
+    raise damage[0]
 
 
 class _StandsError(Exception):
@@ -132,7 +135,8 @@ def commit_ranks(
     unless = partial(_refuse, records)
     try:
         unless(journal.state)  # before anything is put together; what counts is asked again as the entry is added
-        size = _demand_whole(records)
+        with collector_resting:
+            size = _demand_whole(records)
         manifest = _manifest(journal.info.run, parts)
         data = msgspec.json.encode(manifest)
         key = f"manifests/{manifest.step:011d}-{manifest.attempt}-{manifest.nonce}.json"

@@ -17,8 +17,10 @@ WHOLE_FORMAT = 1
 SHARDED_FORMAT = 2
 """What is written for several ranks: slices and packs stand in the rank records that the manifest names."""
 
+# There may be a million slices, and none of these can be part of a cycle: gc=False leaves them out of collections.
 
-class PackRecord(msgspec.Struct, frozen=True):
+
+class PackRecord(msgspec.Struct, frozen=True, gc=False):
     """One pack: an object that is a valid safetensors file."""
 
     key: str
@@ -30,7 +32,7 @@ class PackRecord(msgspec.Struct, frozen=True):
     """xxh3-128 of those bytes, in hex."""
 
 
-class Slice(msgspec.Struct, frozen=True):
+class Slice(msgspec.Struct, frozen=True, gc=False):
     """A box of a tensor, contiguous in row-major order in one pack."""
 
     offset: list[int]
@@ -45,7 +47,7 @@ class Slice(msgspec.Struct, frozen=True):
     """xxh3-128 in hex of each chunk of 16 MiB (the last may be shorter) of the slice's bytes."""
 
 
-class TensorRecord(msgspec.Struct, frozen=True):
+class TensorRecord(msgspec.Struct, frozen=True, gc=False):
     """One tensor of the global state."""
 
     name: str

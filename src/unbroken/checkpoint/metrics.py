@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from unbroken.checkpoint.chunks import READERS
-from unbroken.checkpoint.committed import get_committed, require_format
+from unbroken.checkpoint.committed import get_committed
 from unbroken.checkpoint.tree import decode_tree, encode_tree
+from unbroken.checkpoint.versions import require_format
 from unbroken.errors import DamagedError, FormatError
 from unbroken.journal import CheckpointRecord, RunState
 from unbroken.store import Store

@@ -10,6 +10,7 @@ import msgspec
 from unbroken.checkpoint.chunks import READERS
 from unbroken.checkpoint.contradictions import in_parts
 from unbroken.checkpoint.manifest import (
+    FORMAT,
     SHARDED_FORMAT,
     Manifest,
     PackRecord,
@@ -18,6 +19,7 @@ from unbroken.checkpoint.manifest import (
     TensorRecord,
 )
 from unbroken.checkpoint.parallel import in_threads
+from unbroken.checkpoint.versions import require_format
 from unbroken.errors import DamagedError
 
 Read = TypeVar("Read")
@@ -29,16 +31,19 @@ GetCommitted = Callable[[str, str], bytes]
 
 
 def decode_rank_record(data: bytes, key: str) -> RankRecord:
-    """Read the bytes of a rank record, of a format that was looked at before. No index or size in it leads astray.
+    """Read the bytes of a rank record. No index or size in it leads astray.
 
     Raises:
         DamagedError: the bytes are no rank record, or what they say cannot be true.
-        FormatError: an element type that a newer version knows.
+        FormatError: a newer version wrote it.
     """
     try:
         record = _RECORD.decode(data)
     except (msgspec.MsgspecError, RecursionError) as error:
+        require_format(data, key)
         raise DamagedError(f"{key} is no rank record ({error})", kind="rank-record") from error
+    if record.format > FORMAT:
+        require_format(data, key)
     for found in in_parts(record.tensors, record.packs):
         raise DamagedError(f"{key} contradicts itself: {found}", kind="rank-record")
     return record
@@ -59,17 +64,16 @@ def require_place(record: RankRecord, key: str, *, attempt: int, step: int, rank
         )
 
 
-def read_at_once(read: Callable[[int], Read], ranks: Iterable[int]) -> list[Read]:
-    """What ``read`` gives for each rank, in their order, several at a time; its first error is raised."""
-    found: dict[int, Read] = {}
-    wanted = list(ranks)
+def read_at_once(read: Callable[[str], Read], keys: Sequence[str]) -> dict[str, Read]:
+    """What ``read`` gives for each key, several at a time; its first error is raised."""
+    found: dict[str, Read] = {}
 
-    def read_one(rank: int) -> None:
-        found[rank] = read(rank)
+    def read_one(key: str) -> None:
+        found[key] = read(key)
 
-    if wanted:
-        in_threads(read_one, wanted, threads=READERS, name="unbroken-ranks")
-    return [found[rank] for rank in wanted]
+    if keys:
+        in_threads(read_one, keys, threads=READERS, name="unbroken-ranks")
+    return found
 
 
 def collect(ranks: Iterable[Sequence[TensorRecord]]) -> tuple[dict[str, TensorRecord], list[str]]:
@@ -109,8 +113,7 @@ def put_together(head: Manifest, records: Sequence[RankRecord], key: str) -> Man
     """
     places: dict[str, int] = {}
     packs: list[PackRecord] = []
-    parts = [list(_placed(record, places, packs)) for record in records]
-    whole, wrong = collect(parts)
+    whole, wrong = collect([list(_placed(record, places, packs)) for record in records])
     if wrong:
         raise DamagedError(f"{key} contradicts itself: {wrong[0]}", kind="manifest")
     return msgspec.structs.replace(
