@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any, Self
 
 from unbroken.checkpoint import Manifest, load_manifest
-from unbroken.checkpoint.tree import tensor_names
 from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.errors import DamagedError, MismatchError, UnbrokenError
 from unbroken.journal import CheckpointRecord, RunState
 from unbroken.store import Store
 from unbroken.training.live import live_tensors
 from unbroken.training.objects import StateObject
-from unbroken.training.restore import apply_state, load_state
+from unbroken.training.placing import place
+from unbroken.training.rank_part import rank_part
+from unbroken.training.ranks import Ranks
+from unbroken.training.restore import Staged, apply_state, bytes_wanted, load_state, tensors_of
 from unbroken.training.structure import compare_manifest
 
 _log = logging.getLogger("unbroken")
@@ -41,7 +43,9 @@ class InPlaceRestore:
         state: the run's, as its journal tells it.
         objects: to restore.
         exact: refuse a checkpoint that holds more objects than these.
-        staged: the bytes of a checkpoint's tensors by name, where they still lie in this machine's memory.
+        staged: the bytes of a checkpoint's tensors by name, or of its slices by name and offset, where they still lie
+            in this machine's memory.
+        ranks: which rank this is, of how many; the only one by default. Each restores for itself: no message is sent.
     """
 
     def __init__(
@@ -51,7 +55,8 @@ class InPlaceRestore:
         objects: list[StateObject],
         *,
         exact: bool = True,
-        staged: Callable[[CheckpointRecord], Mapping[str, memoryview] | None] | None = None,
+        staged: Callable[[CheckpointRecord], Staged | None] | None = None,
+        ranks: Ranks | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._store = store
@@ -59,6 +64,7 @@ class InPlaceRestore:
         self._objects = objects
         self._exact = exact
         self._staged = staged
+        self._ranks = ranks or Ranks()
         self._clock = clock
         self._overwritten: set[str] = set()
 
@@ -86,19 +92,22 @@ class InPlaceRestore:
                 has overwritten what this one lacks.
             DamagedError: bytes disagree with their digests.
         """
-        compare_manifest(self._objects, manifest, exact=self._exact)
-        self._demand_all(record, manifest)
-        names = [item.name for item in self._objects]
+        part = rank_part(manifest, self._objects, self._ranks)
+        compare_manifest(self._objects, manifest, part, exact=self._exact)
+        self._demand_all(record, part.names)
+        names = [item.name for item in self._objects if item.name in part.tree]
         everywhere = self._everywhere(record)
-        live = live_tensors([item for item in self._objects if item.name in everywhere], manifest)
-        self._overwritten |= {name.partition("/")[0] for name in live}
-        wanted = set(tensor_names([part for name, part in manifest.state.items() if name in names]))
-        total = sum(tensor.size for tensor in manifest.tensors if tensor.name in wanted)
-        return load_state(
+        live = live_tensors([item for item in self._objects if item.name in everywhere], manifest, part.tree)
+        tree, placed = place({name: part.tree[name] for name in names}, self._objects, manifest)
+        self._overwritten |= {
+            name for name in names if not live.keys().isdisjoint(tensors_of(tree[name], placed).values())
+        }
+        state = load_state(
             self._store, manifest, names,
-            live=live, staged=self._staged(record) if self._staged is not None else None,
-            on_bytes=RestoreProgress(total, clock=self._clock),
+            tree=tree, placed=placed, live=live, staged=self._staged(record) if self._staged is not None else None,
+            on_bytes=RestoreProgress(bytes_wanted(manifest, tree, placed), clock=self._clock),
         )  # fmt: skip
+        return state | part.seeded
 
     def apply(self, manifest: Manifest, state: dict[str, Any]) -> None:
         """Load what was read into the objects.
@@ -120,8 +129,8 @@ class InPlaceRestore:
                     names &= load_manifest(self._store, imported).state.keys()
         return names
 
-    def _demand_all(self, record: CheckpointRecord, manifest: Manifest) -> None:
-        lost = sorted(self._overwritten - manifest.state.keys())
+    def _demand_all(self, record: CheckpointRecord, held: Collection[str]) -> None:
+        lost = sorted(self._overwritten - set(held))
         if lost:
             raise MismatchError(
                 f"the checkpoint of step {record.step} holds no {', '.join(lost)}, whose initial state is gone",

@@ -16,24 +16,32 @@ import torch
 from unbroken.checkpoint import Manifest, Tagged, TensorRecord, TensorRef, decode_tree
 from unbroken.training.capture import dtype_name
 from unbroken.training.objects import StateObject
+from unbroken.training.sharding import is_sharded, local_of
 
 _Memory = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 _Key = TypeVar("_Key")
 
+_FSDP = ("torch.distributed.fsdp._fully_shard.", "torch.distributed._composable.fsdp.")
 _KINDS = (torch.Tensor, torch.nn.Parameter)
 """Subclasses may keep their values elsewhere."""
 
 
-def live_tensors(objects: list[StateObject], manifest: Manifest) -> dict[str, torch.Tensor]:
+def live_tensors(
+    objects: list[StateObject], manifest: Manifest, tree: Mapping[str, Any] | None = None
+) -> dict[str, torch.Tensor]:
     """The live tensors that the tensors of a checkpoint may be read into, by the checkpoint's names.
 
     They are contiguous, on the CPU, of the same shape and element type, owned by one object alone that loads in place,
-    and overlap no other. Tied tensors are among them where the same ones are tied in the checkpoint.
+    and overlap no other. Tied tensors are among them where the same ones are tied in the checkpoint. Of sharded ones
+    this rank's part may be anywhere.
+
+    Args:
+        tree: what of the checkpoint this rank loads, decoded; what all share by default.
     """
     held = [(item, list(_tensors(item))) for item in objects]
     here = _unambiguous(pair for _, pairs in held for pair in pairs)
     safe = {path for item, pairs in held if loads_in_place(item.value) for path, _ in pairs}
-    there = _unambiguous(_leaves(decode_tree(manifest.state), ""))
+    there = _unambiguous(_leaves(decode_tree(manifest.state) if tree is None else tree, ""))
     places = _group((_memory(tensor), path) for path, tensor in here.items())
     alone = _alone(places, here)
     wanted = _group((name, path) for path, name in there.items())
@@ -42,7 +50,7 @@ def live_tensors(objects: list[StateObject], manifest: Manifest) -> dict[str, to
         live, paths = here.get(record.name), wanted.get(record.name, set())
         return (
             live is not None
-            and is_plain(live)
+            and (is_plain(live) if not is_sharded(live) else local_of(live).numel() > 0)
             and list(live.shape) == record.shape
             and dtype_name(live) == record.dtype
             and record.name in paths <= safe
@@ -87,8 +95,15 @@ def _is_ordinary_module(module: torch.nn.Module) -> bool:
         and kind._save_to_state_dict is base._save_to_state_dict
         and kind._load_from_state_dict.__module__.startswith("torch.nn.modules.")  # BatchNorm's mends versions alone
         and not _own_methods(module)
-        and not (module._load_state_dict_pre_hooks or module._state_dict_hooks or module._state_dict_pre_hooks)
+        and not module._state_dict_hooks
+        and all(map(_is_fsdp_s, module._state_dict_pre_hooks.values()))
+        and all(map(_is_fsdp_s, module._load_state_dict_pre_hooks.values()))
     )
+
+
+def _is_fsdp_s(hook: Any) -> bool:
+    """Whether a hook is one with which FSDP puts a module's own parts in the place of gathered tensors."""
+    return getattr(getattr(hook, "hook", hook), "__module__", "").startswith(_FSDP)
 
 
 def is_ordinary_optimizer(optimizer: torch.optim.Optimizer) -> bool:
@@ -111,7 +126,7 @@ def _own_methods(value: object) -> bool:
 
 
 def _tensors(item: StateObject) -> Iterator[tuple[str, torch.Tensor]]:
-    """Paths and live tensors in host memory of an object, by the names that a capture gives them.
+    """Paths and live tensors in host memory, or sharded, of an object, by the names that a capture gives them.
 
     An object of unknown make has none.
     """
@@ -129,6 +144,9 @@ def _tensors(item: StateObject) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _has_address(tensor: torch.Tensor) -> bool:
+    if is_sharded(tensor):
+        local = local_of(tensor)
+        return type(local) in _KINDS and local.layout == torch.strided
     return type(tensor) in _KINDS and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
@@ -175,7 +193,8 @@ def _top(path: str) -> str:
 
 
 def _memory(tensor: torch.Tensor) -> _Memory:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    local = local_of(tensor)
+    return local.data_ptr(), tensor.shape, local.stride(), tensor.dtype
 
 
 def _alone(places: Mapping[_Memory, set[str]], here: Mapping[str, torch.Tensor]) -> set[_Memory]:
@@ -194,6 +213,7 @@ def _alone(places: Mapping[_Memory, set[str]], here: Mapping[str, torch.Tensor])
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """Address of the first byte and that after the last."""
+    tensor = local_of(tensor)
     if tensor.numel() == 0:
         return 0, 0
     last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))

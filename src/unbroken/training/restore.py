@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 
-from unbroken.checkpoint import Manifest, TensorRecord, decode_tree, read_tensors
-from unbroken.checkpoint.tree import tensor_names
+from unbroken.checkpoint import Box, Manifest, Piece, Tagged, TensorRecord, TensorRef, decode_tree, read_pieces
 from unbroken.errors import MismatchError, UnbrokenError
 from unbroken.store import Store
 from unbroken.training.capture import dtype_name, rebuild
 from unbroken.training.live import is_plain
 from unbroken.training.objects import StateObject
+from unbroken.training.placing import Placed
+from unbroken.training.sharding import held_part, is_sharded, local_of, memory_of
 from unbroken.training.structure import compare_names, compare_structure
+
+Staged: TypeAlias = Mapping[str, memoryview] | Mapping[tuple[str, tuple[int, ...]], memoryview]
+"""Bytes in this machine's memory: of tensors by name, or of slices by name and offset."""
 
 _HUGE = 4 << 20
 """Bytes from which memory is worth asking for in huge pages: it holds one of them whole."""
@@ -27,53 +33,151 @@ def load_state(
     manifest: Manifest,
     only: Collection[str] | None = None,
     *,
+    tree: Mapping[str, Any] | None = None,
+    placed: Mapping[str, Placed] | None = None,
     live: Mapping[str, torch.Tensor] | None = None,
-    staged: Mapping[str, memoryview] | None = None,
+    staged: Staged | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint's state into host memory, every byte verified.
+    """Read a checkpoint's state into host memory, every byte verified. Sends no message to other ranks.
 
     Args:
         only: names of the objects to read; those that the checkpoint lacks are passed over. All by default.
+        tree: what this rank loads, decoded; what all share by default.
+        placed: what names in ``tree`` mean that the checkpoint does not know: as
+            :func:`~unbroken.training.placing.place` gives both.
         live: tensors of the program, by the checkpoint's names, as :func:`~unbroken.training.live.live_tensors` chooses
             them: where shape and element type agree, bytes are read straight into them and the state names the very
             tensors. After an error some of them hold bytes of the checkpoint. Compare the structure before.
-        staged: the bytes of tensors by name, as they may still lie in this machine's memory; what disagrees with the
-            manifest is read from the store.
+        staged: bytes as they may still lie in this machine's memory, of tensors by name, or of slices by name and
+            offset; what disagrees with the manifest is read from the store.
         on_bytes: told, in any thread, of each number of bytes that arrived.
 
     Returns:
-        the state by object name, with CPU tensors.
+        the state by object name: whole tensors on the CPU, and sharded ones of which this rank's part was read.
 
     Raises:
         DamagedError: bytes disagree with their digests.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    held = decode_tree(manifest.state) if tree is None else tree
+    wanted = {name: part for name, part in held.items() if only is None or name in only}
     given = live or {}
-
-    def allocate(record: TensorRecord) -> memoryview:
-        tensor = given.get(record.name)
-        if tensor is None or not _fits(tensor, record):
-            tensor = _fresh(record)
-        tensors[record.name] = tensor
-        return bytes_of(tensor)
-
-    tree = manifest.state
-    if only is not None:
-        tree = {name: part for name, part in tree.items() if name in only}
-    names = None if only is None else tensor_names(tree)
+    by_name = {record.name: record for record in manifest.tensors}
+    targets: dict[str, _Target] = {}
+    for key, name in tensors_of(wanted, placed).items():
+        record = by_name.get(name) or manifest.tensor(name)
+        targets[key] = _target(record, given.get(name), (placed or {}).get(key))
+    pieces = {target.address: target.piece for target in targets.values() if target.piece is not None}
     try:
-        read_tensors(store, manifest, names, allocate=allocate, staged=staged, on_bytes=on_bytes)
+        read_pieces(store, manifest, list(pieces.values()), staged=_slices(manifest, staged), on_bytes=on_bytes)
+        for target in targets.values():
+            target.settle()
     finally:
-        for name in given.keys() & tensors.keys():
+        for name in given.keys() & {target.name for target in targets.values() if target.is_live}:
             # torch has not seen the writes: whoever kept the old values for a backward pass must be told.
-            torch.autograd.graph.increment_version(given[name])
-    state: dict[str, Any] = rebuild(decode_tree(tree), tensors)
+            for tensor in {given[name], memory_of(given[name])}:
+                torch.autograd.graph.increment_version(tensor)
+    state: dict[str, Any] = rebuild(wanted, {key: target.tensor for key, target in targets.items()})
     return state
 
 
+def tensors_of(tree: Any, placed: Mapping[str, Placed] | None = None) -> dict[str, str]:
+    """The tensors that a decoded tree refers to: their names in it, and in the checkpoint."""
+    found: dict[str, str] = {}
+    pending = [tree]
+    while pending:
+        match pending.pop():
+            case TensorRef(name=name) | Tagged(tag="ndarray", value=name):
+                found[name] = placed[name].name if placed and name in placed else name
+            case Mapping() as items:
+                pending.extend(reversed(list(items.values())))
+            case list() | tuple() as items:
+                pending.extend(reversed(items))
+    return found
+
+
+def bytes_wanted(manifest: Manifest, tree: Any, placed: Mapping[str, Placed]) -> int:
+    """Bytes of the tensors in a decoded tree, of sharded ones of this rank's part."""
+    sizes = {record.name: record.size for record in manifest.tensors}
+    total = 0
+    for key, name in tensors_of(tree, placed).items():
+        like = placed[key].like if key in placed else None
+        total += sizes.get(name, 0) if like is None else _share(sizes.get(name, 0), like, name)
+    return total
+
+
+def _share(size: int, like: torch.Tensor, name: str) -> int:
+    part = held_part(like, name)
+    return size * math.prod(part.shape) // max(1, math.prod(part.whole))
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a tensor of the checkpoint, or this rank's part of it, goes.
+
+    Args:
+        name: in the checkpoint.
+        tensor: what the state will name.
+        memory: where the bytes are read to: that of ``tensor`` itself, or memory from which it is filled afterwards.
+        piece: what is read; None where there is nothing.
+        is_live: whether ``tensor`` is the program's own.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    memory: torch.Tensor
+    piece: Piece | None
+    is_live: bool
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.name, self.memory.data_ptr()
+
+    def settle(self) -> None:
+        """After the bytes were read and verified."""
+        local = local_of(self.tensor)
+        if self.memory is not local and self.memory.numel():
+            with torch.no_grad():
+                local.copy_(self.memory)
+
+
+def _target(record: TensorRecord, live: torch.Tensor | None, placed: Placed | None) -> _Target:
+    is_live = live is not None and _fits(live, record)
+    if is_live and live is not None:
+        tensor = live
+    elif placed is not None:
+        tensor = torch.empty_like(placed.like.detach(), dtype=getattr(torch, record.dtype), requires_grad=False)
+    else:
+        tensor = _fresh(record)
+    if not is_sharded(tensor):
+        return _Target(record.name, tensor, tensor, _piece(record.name, Box.whole(record.shape), tensor), is_live)
+    part, local = held_part(tensor, record.name), local_of(tensor)
+    memory = local if is_plain(local) else torch.empty(part.shape, dtype=tensor.dtype)
+    return _Target(record.name, tensor, memory, _piece(record.name, Box(part.offset, part.shape), memory), is_live)
+
+
+def _piece(name: str, box: Box, memory: torch.Tensor) -> Piece | None:
+    return Piece(name, box, bytes_of(memory)) if memory.numel() else None
+
+
+def _slices(manifest: Manifest, staged: Staged | None) -> dict[tuple[str, tuple[int, ...]], memoryview] | None:
+    """By slice what may be there by tensor: a tensor that is missing is one that differs, for all were expected."""
+    if staged is None:
+        return None
+    by_slice = {key: view for key, view in staged.items() if isinstance(key, tuple)}
+    by_name = {key: view for key, view in staged.items() if isinstance(key, str)}
+    for record in manifest.tensors if not by_slice else ():
+        if len(record.slices) == 1:
+            by_slice[record.name, tuple(record.slices[0].offset)] = by_name.get(record.name, memoryview(b""))
+    return by_slice
+
+
 def _fits(tensor: torch.Tensor, record: TensorRecord) -> bool:
-    return list(tensor.shape) == record.shape and dtype_name(tensor) == record.dtype and is_plain(tensor)
+    return (
+        list(tensor.shape) == record.shape
+        and dtype_name(tensor) == record.dtype
+        and (is_sharded(tensor) or is_plain(tensor))
+    )
 
 
 def _fresh(record: TensorRecord) -> torch.Tensor:

@@ -8,30 +8,36 @@ from typing import Any
 
 import torch
 
-from unbroken.checkpoint import Manifest, decode_tree
+from unbroken.checkpoint import Manifest
 from unbroken.errors import MismatchError
 from unbroken.training.capture import rebuild
 from unbroken.training.live import is_ordinary_optimizer
 from unbroken.training.objects import StateObject
+from unbroken.training.rank_part import RankPart, rank_part
+from unbroken.training.ranks import Ranks
 
 _NAMED = 10
 """How many tensors an error names before it only counts."""
 
 
-def compare_manifest(objects: list[StateObject], manifest: Manifest, *, exact: bool = True) -> None:
+def compare_manifest(
+    objects: list[StateObject], manifest: Manifest, part: RankPart | None = None, *, exact: bool = True
+) -> None:
     """Refuse a checkpoint that does not fit, before a byte of it is read.
 
     Args:
+        part: what of it this rank loads; by default all, as the only rank.
         exact: refuse what the checkpoint holds in addition, too.
 
     Raises:
         MismatchError: names objects or tensors.
     """
-    compare_names(objects, list(manifest.state), partial=manifest.partial, exact=exact)
-    compare_structure(objects, described(manifest, [item.name for item in objects]))
+    part = part or rank_part(manifest, objects, Ranks())
+    compare_names(objects, part.names, partial=manifest.partial, exact=exact)
+    compare_structure(objects, described(manifest, part, [item.name for item in objects]))
 
 
-def described(manifest: Manifest, names: Collection[str]) -> dict[str, Any]:
+def described(manifest: Manifest, part: RankPart, names: Collection[str]) -> dict[str, Any]:
     """The state of some objects as the manifest describes it: with tensors of one shared element, expanded."""
     tensors = {
         record.name: torch.empty((), dtype=getattr(torch, record.dtype)).expand(record.shape)
@@ -39,8 +45,8 @@ def described(manifest: Manifest, names: Collection[str]) -> dict[str, Any]:
         else torch.empty(record.shape, dtype=getattr(torch, record.dtype))
         for record in manifest.tensors
     }
-    tree = {name: part for name, part in manifest.state.items() if name in names}
-    state: dict[str, Any] = rebuild(decode_tree(tree), tensors)
+    tree = {name: saved for name, saved in part.tree.items() if name in names}
+    state: dict[str, Any] = rebuild(tree, tensors)
     return state
 
 
