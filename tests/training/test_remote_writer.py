@@ -226,6 +226,22 @@ def test_what_the_agent_met_is_raised_here_as_the_same_class(world, name, kind):
     assert (error.message, error.kind, error.hint) == ("no", "why", "do")
 
 
+@pytest.mark.parametrize(
+    "stale",
+    [
+        SlotCommitted(0, CheckpointCommitted(3, "manifests/3.json", "aa", 100, 100)),
+        SlotFailed(0, 3, "StoreError", "no"),
+    ],
+    ids=["committed", "failed"],
+)
+def test_a_stale_answer_for_an_earlier_step_does_not_release_the_slots_newer_save(world, stale):
+    pending = world.staged(4)
+    world.writer.announce(pending)
+    world.agents[0].channel.send(stale)
+    world.agents[0].channel.send(SlotCommitted(0, committed(4)))
+    assert world.outcome(pending) == committed(4)
+
+
 def test_an_agent_that_replaces_one_lost_before_anybody_followed_the_link_is_told_the_parent(world, monkeypatch):
     lost, may_come, start = threading.Event(), threading.Event(), AgentLink._start_agent
 

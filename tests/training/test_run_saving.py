@@ -57,6 +57,26 @@ def test_every_auto_without_measurements_saves_at_the_end_only(training, uri, jo
     assert [record.step for record in journal().state.commits] == [12]
 
 
+@pytest.mark.parametrize(("every", "keep"), [("auto", None), ("auto", "last=2"), (4, None)])
+def test_saves_that_follow_by_themselves_and_are_all_kept_are_said_at_the_start_and_in_bytes_an_hour(
+    training, uri, journal, caplog, monkeypatch, slow_saves, every, keep
+):
+    monkeypatch.setattr(auto_cadence, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(cadence, "FIRST_STEPS", 2)
+    monkeypatch.setattr(auto_cadence, "SHORTEST", 0.0)
+    one = training(uri)
+    one.run = unbroken.Run(uri, every=every, keep=keep, state=one.state)
+    one.train(12)
+    at_start = [line for line in caplog.messages if "without keep= no checkpoint is ever deleted" in line]
+    figures = [line for line in caplog.messages if "a save wrote 61 GB, and one follows every 2m20s" in line]
+    alone = every == "auto" and keep is None
+    assert (len(at_start), len(figures)) == ((1, 1) if alone else (0, 0))
+    if alone:
+        assert "up to 1.6 TB an hour" in figures[0]
+        told = [note.text for note in notes(journal(), "retention")]
+        assert [text in line for text, line in zip(told, at_start + figures, strict=True)] == [True, True]
+
+
 @pytest.mark.usefixtures("slow_saves")
 def test_the_first_save_that_cannot_fit_the_notice_is_said_once(training, uri, journal, caplog, monkeypatch):
     monkeypatch.setenv("UNBROKEN_GRACE", "120")

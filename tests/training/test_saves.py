@@ -15,6 +15,7 @@ from unbroken.link.arena import Slot, SlotOwner
 from unbroken.training.objects import state_objects
 from unbroken.training.saver import PendingSave
 from unbroken.training.saves import Saves
+from unbroken.training.staging import SnapshotSpoiled
 
 
 class PatientClock(SystemClock):
@@ -76,3 +77,33 @@ def test_save_that_is_copied_at_once_does_not_overtake_one_that_is_still_being_c
     finally:
         assert saves.close(20)
     assert (writer.announced, writer.written, failures) == ([1, 2], [1, 2], [])
+
+
+def test_close_does_not_wait_for_a_thread_that_can_copy_no_more(monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    model = torch.nn.Linear(512, 512)
+    objects = state_objects({"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)})
+    clock, failures = PatientClock(), []
+    saves = Saves(
+        SlotOwner("run", 1, "claim"), Order(clock), overlap=True, on_committed=lambda _: None,
+        on_failed=lambda step, error: failures.append((step, type(error))), when_idle=lambda: None,
+        say=lambda _: None, clock=clock,
+    )  # fmt: skip
+
+    def die() -> None:
+        raise SystemExit
+
+    saves._staging._gate = die
+    try:
+        saves.prepare(objects)
+        pending = saves.begin(objects, 1, {}, since=None, standing=False, patience=lambda: 20.0)
+        assert pending is not None
+        saves._staging._copying._thread.join(20)
+        assert not saves._staging.copies
+        assert not pending.staged.is_set()
+        clock.waited.clear()
+    finally:
+        assert saves.close(20)
+    assert not clock.waited.is_set()
+    assert pending.done.is_set()
+    assert failures == [(1, SnapshotSpoiled)]

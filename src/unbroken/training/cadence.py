@@ -50,6 +50,11 @@ class Cadence:
         """Whether to save at this step boundary; ``now`` is the clock's monotonic time."""
         return now >= self._latest or (step >= self._due_step and now >= self._due_time)
 
+    @property
+    def interval(self) -> float:
+        """Seconds from save to save of an ``auto`` cadence, as expected now; 0 for others."""
+        return self._pace.expected if self._pace is not None else 0.0
+
     def saved(self, step: int) -> None:
         """A save was taken at this boundary, and is under way."""
         self._latest = self._due_step = _NEVER

@@ -248,8 +248,8 @@ class CopyingThread:
     def hold_step(self) -> None:
         """Return when an optimizer may step."""
         for copy in tuple(self._under_way):
-            copy.hold_step(self._alive)
-        if self._under_way and not self._alive():
+            copy.hold_step(self.alive)
+        if self._under_way and not self.alive():
             self._abandon("its thread ended")
 
     def finish(self, seconds: float) -> bool:
@@ -257,7 +257,7 @@ class CopyingThread:
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(seconds)
-        return not self._alive()
+        return not self.alive()
 
     def close(self) -> None:
         """Give up what is not done, and end; after :meth:`finish`."""
@@ -265,7 +265,7 @@ class CopyingThread:
             copy.give_up("the training ends")
         if self._thread is not None:
             self._thread.join(_LAST_WORDS_SECONDS)
-        if not self._alive():
+        if not self.alive():
             self._abandon("its thread ended")
 
     def _abandon(self, reason: str) -> None:
@@ -273,7 +273,8 @@ class CopyingThread:
             copy = self._under_way.pop()
             copy.end(SnapshotSpoiled(f"the staging was given up: {reason}", kind="spoiled"))
 
-    def _alive(self) -> bool:
+    def alive(self) -> bool:
+        """Whether the thread runs; False before the first copy, too."""
         return self._thread is not None and self._thread.is_alive()
 
     def _work(self) -> None:

@@ -13,9 +13,9 @@ _CHUNK = 4 << 20
 class Prefault:
     """A thread that has the system give memory to slots.
 
-    It has the training's own priority: where a training leaves no core idle, a thread that stood behind it would not be
-    through when the first save comes, and that save would wait for every page. A GB takes about 0.6 seconds of one core,
-    whenever that is.
+    It has the training's own priority: where a training leaves no core idle, a thread that stood behind it would not
+    be through when the first save comes, and that save would wait for every page. A GB takes about 0.6 seconds of one
+    core, whenever that is.
 
     Args:
         slots: one after another; the one that is taken first comes first.

@@ -33,6 +33,10 @@ def _keep() -> None:
     """Give no slot back."""
 
 
+def _step_of(answer: SlotCommitted | SlotFailed) -> int:
+    return answer.event.step if isinstance(answer, SlotCommitted) else answer.step
+
+
 @dataclass
 class _Announced:
     pending: PendingSave
@@ -131,7 +135,8 @@ class RemoteWriter:
         """What the agent says of a slot. Called by the link."""
         with self._changed:
             announced = self._announced.get(message.slot)
-            if announced is None or announced.answer is not None:
+            # By the step, too: the slot may hold another state than the one of which a late answer speaks.
+            if announced is None or announced.answer is not None or announced.pending.step != _step_of(message):
                 _log.debug("an answer that nobody waits for: %r", message)
                 return
             announced.answer = message

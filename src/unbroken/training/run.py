@@ -15,6 +15,7 @@ from unbroken.notice.grace import grace_from
 from unbroken.store import parse_uri
 from unbroken.training.agent_link import AgentLink, StopRequest
 from unbroken.training.attempt import Attempt, refuse_several_ranks
+from unbroken.training.bucket_growth import growth, keeps_everything
 from unbroken.training.cadence import Cadence, parse_every
 from unbroken.training.farewell import farewell
 from unbroken.training.logbook import Logbook
@@ -154,6 +155,8 @@ class Run:
         # Everything that the loop touches each step is a local name: a step without a save costs a microsecond or two.
         page, signals, clock = link.progress, self._signals, self._clock
         cadence = Cadence(self._every, step=self._step, clock=clock)
+        if unkept := keeps_everything(self._every, kept=self._keep is not None):
+            attempt.warn("retention", unkept)
         started = clock.now()
         self._began_step, self._began_at = self._step, clock.monotonic()
         page.write(self._step, until, started, cadence.next_save_at, cadence.next_save_step, started)
@@ -217,6 +220,8 @@ class Run:
             text = notice_too_short(event.written, event.seconds, self._grace, self._every, step_seconds=self._pace())
             if text is not None:
                 attempt.warn("notice-too-short", text)
+            if keeps_everything(self._every, kept=self._keep is not None):
+                attempt.warn("retention", growth(event.written, cadence.interval))
 
     def _pace(self) -> float:
         """Seconds a step took so far in this loop; 0 before the first."""

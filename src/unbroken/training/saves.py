@@ -108,7 +108,7 @@ class Saves:
         def staged(result: HostState | Exception) -> None:
             if isinstance(result, HostState):
                 if before is not None:  # its copying thread may be moments late; the newest commit is the newest step
-                    self._clock.wait(before.staged, _STAGING_SECONDS)
+                    self._wait_until_staged(before, _STAGING_SECONDS)
                 self._saver.submit(pending, result)
             else:
                 self._saver.abandon(pending, result)
@@ -139,10 +139,19 @@ class Saves:
         try:
             if newest is not None and newest.state is None and not newest.done.is_set():
                 # Still being copied, which takes moments: what is staged is announced, and survives this process.
-                self._clock.wait(newest.staged, min(seconds, _STAGING_SECONDS))
+                self._wait_until_staged(newest, min(seconds, _STAGING_SECONDS))
             return self._saver.close(seconds)
         finally:
             self._staging.close(_STAGING_SECONDS)
+
+    def _wait_until_staged(self, pending: PendingSave, seconds: float) -> None:
+        """Wait for a copy under way, for as long as there is somebody who copies."""
+        deadline = self._clock.monotonic() + seconds
+        while not pending.staged.is_set() and self._staging.copies:
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                return
+            self._clock.wait(pending.staged, min(_LOOK_SECONDS, left))
 
     def _stream(
         self,

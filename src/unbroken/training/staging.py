@@ -119,6 +119,11 @@ class StagingArea:
         if not self.streaming:
             self._hooked(objects)
 
+    @property
+    def copies(self) -> bool:
+        """Whether there is a thread that copies: without one no snapshot that is not whole will become so."""
+        return self._copying.alive()
+
     def take(self) -> Slot | None:
         """A free slot, the one with most memory first; None while all are under way."""
         return self._pool.take()
