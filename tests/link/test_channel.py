@@ -52,7 +52,7 @@ EVERY_MESSAGE: list[Message] = [
     SignalReceived("SIGTERM"),
     StopAgreed("ec2", "terminate", 1.75e9),
     Stopping(8),
-    Bye("failed", 9, "ValueError", "böse \N{SNOWMAN}", 1, "lost-rank"),
+    Bye("failed", 9, "ValueError", "böse \N{SNOWMAN}", 1, 2, "lost-rank"),
 ]
 
 

@@ -12,6 +12,10 @@ from unbroken.journal.state import NO_PROGRESS, RunState
 from unbroken.link.messages import PROTOCOL, Hello
 from unbroken.store import open_store
 
+VISIBLE_SECONDS = 10.0
+"""For how long the claim of an attempt is looked for that rank 0 says it was given."""
+_LOOK_SECONDS = 0.2
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -75,19 +79,28 @@ class Claims:
                 hint="Give each run a command of its own",
             )
 
+    def demand(self, hello: Hello) -> Journal:
+        """The run's journal, which says that the attempt of the trainer owns the run. Changes nothing.
+
+        Raises:
+            FencedError: it was replaced, or was never claimed.
+        """
+        journal = self.current.journal if self.current else self._open(hello.uri)
+        _demand_ownership(journal, Lease(hello.attempt, hello.claim), self._clock)
+        return journal
+
     def begin(self, hello: Hello) -> Claim:
         """Claim the run's next attempt, or adopt the one that the trainer already has.
 
         Raises:
-            FencedError: the attempt to adopt was replaced.
+            FencedError: the attempt to adopt was replaced, or was never claimed.
             UnbrokenError: kind ``stopped-no-progress``: too many attempts before this one committed nothing; kind
                 ``closed``: the start is over.
         """
-        journal = self.current.journal if self.current else self._open(hello.uri)
         if hello.attempt:
-            lease = Lease(hello.attempt, hello.claim)
-            _demand_ownership(journal, lease)
+            lease, journal = Lease(hello.attempt, hello.claim), self.demand(hello)
         else:
+            journal = self.current.journal if self.current else self._open(hello.uri)
             lease = journal.claim(self._origin, command=self._command, unless=self._demand_open)
         claim = self.current = Claim(hello.uri, journal, lease, self._origin)
         self.attempts.append(lease.attempt)
@@ -111,9 +124,18 @@ class Claims:
         raise UnbrokenError(text, kind=NO_PROGRESS, hint="Mend the cause and start again; counting begins anew")
 
 
-def _demand_ownership(journal: Journal, lease: Lease) -> None:
-    owner = journal.state.owner
-    if owner is not None and (owner.attempt, owner.claim) != (lease.attempt, lease.claim):
-        raise FencedError(
-            f"attempt {lease.attempt} was replaced by attempt {owner.attempt} on {owner.origin.host}", kind="fenced"
-        )
+def _demand_ownership(journal: Journal, lease: Lease, clock: Clock) -> None:
+    deadline = clock.monotonic() + VISIBLE_SECONDS
+    while True:
+        journal.refresh()
+        owner = journal.state.owner
+        if owner is not None and (owner.attempt, owner.claim) == (lease.attempt, lease.claim):
+            return
+        if owner is not None and owner.attempt >= lease.attempt:
+            raise FencedError(
+                f"attempt {lease.attempt} was replaced by attempt {owner.attempt} on {owner.origin.host}",
+                kind="fenced",
+            )
+        if clock.monotonic() >= deadline:
+            raise FencedError(f"attempt {lease.attempt} of {journal.store.uri} has no claim", kind="no-claim")
+        clock.sleep(_LOOK_SECONDS)

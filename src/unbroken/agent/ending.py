@@ -88,7 +88,10 @@ class Ending:
             finished_here=journal.finished_here,
             committed=journal.committed,
             durable_step=journal.durable_step,
-            fenced=heard.fenced or journal.fenced,
+            fenced=heard.fenced or (journal.fenced and heard.world_size == 1),
+            replaced=journal.fenced and heard.world_size > 1,
+            world_size=heard.world_size,
+            leads=heard.leads,
             fruitless=0 if journal.committed else fruitless + (not kept_out),
             without_progress=journal.without_progress,
             notice=self._around.interruption.announced,
@@ -100,10 +103,14 @@ class Ending:
         )
 
     def conclude(self, decision: Decision, facts: Facts) -> Decision:
-        """Write the end to the journal and say it; the decision changes where the journal says that we are fenced."""
+        """Write the end to the journal, where rank 0 was here, and say it.
+
+        The decision changes where the journal says that we are fenced.
+        """
         claim = self._session.claim
         refused = facts.refused is not None and facts.refused.kind == NO_PROGRESS  # written already
-        if claim is not None and facts.journal_known and not facts.fenced and not refused:
+        ours = facts.leads and not (facts.fenced or facts.replaced)
+        if claim is not None and facts.journal_known and ours and not refused:
             future = self._session.record(AttemptEnded(decision.cause, facts.step, decision.text))
             if future is not None and not self._await(future, _LAST_WORD_SECONDS):
                 self._around.display.say("the end of the attempt could not be written to the journal in time")

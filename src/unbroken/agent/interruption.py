@@ -10,6 +10,8 @@ from unbroken.clock import Clock
 from unbroken.notice import InterruptionNotice, NoticeSource, NoticeWatcher
 
 _JOIN_SECONDS = 5.0
+_CLOCKS_DIFFER = 2.0
+"""Seconds by which the same deadline may seem to be another one on two nodes."""
 
 
 class Interruption:
@@ -35,6 +37,8 @@ class Interruption:
         """Whether one is coming; true a moment before :attr:`notice` is there."""
         self.notice: InterruptionNotice | None = None
         self._deadline: Deadline | None = None
+        self._agreed: set[str] = set()
+        """Reasons of notices that others have heard."""
 
     def __enter__(self) -> Interruption:
         self._watcher.start()
@@ -55,6 +59,25 @@ class Interruption:
         self._watcher.report(
             InterruptionNotice(number.name.lower(), f"{whom} received {number.name}", heard_at + self._grace)
         )
+
+    def agreed(self, source: str, reason: str, deadline: float) -> None:
+        """All ranks stop because of a notice that another node heard: it comes back through the mailbox as one of ours.
+
+        Not where one of ours is as near: the clocks of two nodes never agree to the second.
+
+        Args:
+            deadline: in wall-clock seconds since the epoch.
+        """
+        if self.notice is not None and deadline > self.notice.deadline - _CLOCKS_DIFFER:
+            return
+        self.announced = True
+        reason = f"{reason} (heard by another rank)"
+        self._agreed.add(reason)
+        self._watcher.report(InterruptionNotice(source, reason, deadline))
+
+    def is_agreed(self, notice: InterruptionNotice) -> bool:
+        """Whether another node heard it, and journals it."""
+        return notice.reason in self._agreed
 
     def accept(self, notice: InterruptionNotice) -> None:
         """Keep to this notice from now on. The watcher gives an earlier deadline only."""

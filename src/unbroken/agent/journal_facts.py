@@ -9,6 +9,9 @@ from unbroken.clock import Clock
 from unbroken.errors import StoreError
 
 _RETRY_SECONDS = 1.0
+_FINISH_SECONDS = 10.0
+"""For how long the end of the training is looked for that ranks say they have reached."""
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -24,17 +27,23 @@ class JournalFacts:
     without_progress: int = 0
 
 
-def ask_journal(claim: Claim, attempts: list[int], patience: float, clock: Clock) -> JournalFacts:
+def ask_journal(claim: Claim, attempts: list[int], patience: float, clock: Clock, *, awaited: int = -1) -> JournalFacts:
     """Read on, and return the facts; a store that fails is asked again for ``patience`` seconds.
 
     Args:
         attempts: of this start.
+        awaited: the step at which somebody else is about to write that the run is finished; that is waited for, for a
+            few seconds. -1: none.
     """
     deadline = clock.monotonic() + patience
+    finish_by = clock.monotonic() + min(patience, _FINISH_SECONDS)
     while True:
         try:
             claim.journal.refresh()
-            return known_facts(claim, attempts)
+            facts = known_facts(claim, attempts)
+            if facts.finished_step >= awaited or facts.fenced or clock.monotonic() >= finish_by:
+                return facts
+            clock.sleep(_LOOK_SECONDS)
         except StoreError:
             if clock.monotonic() + _RETRY_SECONDS > deadline:
                 raise

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from unbroken import errors
 from unbroken.journal.state import NO_PROGRESS
-from unbroken.link.messages import Bye, Refused
+from unbroken.link.messages import LOST_RANK, Bye, Refused
 
 _FINAL: dict[str, type[errors.UnbrokenError]] = {
     error.__name__: error
@@ -26,6 +26,12 @@ _FINAL: dict[str, type[errors.UnbrokenError]] = {
     )
 }
 """Errors that another start of the same command would meet again."""
+
+
+_PEER_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+"""What torch.distributed raises where the other end is gone or silent."""
+_PEER_TEXTS = ("connection closed by peer", "connection reset by peer", "socket closed", "broken pipe")
+"""The same in the words of gloo and of the system, as a RuntimeError."""
 
 
 def may_pass(error: str, kind: str) -> bool:
@@ -64,6 +70,13 @@ class Facts:
     """Step of the newest checkpoint; -1 for none."""
     fenced: bool = False
     """Whether another attempt owns the run."""
+    replaced: bool = False
+    """Whether, of an attempt of several ranks whose trainers here are gone, another one has begun: elsewhere they have
+    started together again, and this node is to join them."""
+    world_size: int = 1
+    """Ranks of the attempt, on all nodes together."""
+    leads: bool = True
+    """Whether rank 0 was on this node: it says in the journal that the run is finished."""
     fruitless: int = 0
     """Latest starts by this agent in a row, this one included, that committed nothing; a start that the store kept
     out does not count."""
@@ -97,6 +110,12 @@ class Decision:
     def restart(self) -> bool:
         """Whether the command is to be started again."""
         return self.exit_code is None
+
+
+def first_failure(byes: tuple[Bye, ...]) -> Bye | None:
+    """Of the ranks that failed, the first whose failure is not only what the end of another has brought about."""
+    failed = [bye for bye in byes if bye.outcome == "failed"]
+    return next((bye for bye in failed if not _is_consequence(bye)), failed[0] if failed else None)
 
 
 def decide(facts: Facts, limits: Limits) -> Decision:
@@ -178,7 +197,7 @@ def _final_error(facts: Facts) -> Decision | None:
             return Decision(_FINAL[name].exit_code, "failed", message)
     for bye in facts.byes:
         if bye.outcome == "failed" and bye.error in _FINAL:
-            return Decision(_FINAL[bye.error].exit_code, "failed", f"{bye.error}: {bye.message}")
+            return Decision(_FINAL[bye.error].exit_code, "failed", _words(facts, bye))
     if not facts.said_hello and facts.returncode == errors.EXIT_CONFIG:
         # No trainer came as far as the link: a Run whose arguments are wrong leaves with this code, and says why.
         return Decision(errors.EXIT_CONFIG, "failed", "the command ended with exit code 78: it must be mended first")
@@ -194,6 +213,8 @@ def _left(facts: Facts) -> Decision | None:
         )
     if not _left_by_hand(facts):
         return None  # a shell or a pipe makes 0 of a trainer that was killed
+    if not facts.leads and _said_finished(facts):
+        return None  # rank 0, on another node, did not get so far
     until = f"step {facts.until}" if facts.until >= 0 else "its last step"
     return Decision(
         errors.EXIT_FAILED, "left",
@@ -250,9 +271,26 @@ def _reason(facts: Facts) -> str:
     ended = describe_returncode(facts.returncode)
     if facts.refused is not None:
         return f"{facts.refused.error}: {facts.refused.message} ({ended})"
-    for bye in facts.byes:
-        if bye.outcome == "failed":
-            return f"{bye.error}: {bye.message} ({ended})"
+    failure = first_failure(facts.byes)
+    if failure is not None:
+        return f"{_words(facts, failure)} ({ended})"
+    if not facts.leads and _said_finished(facts):
+        return f"the ranks here are finished, and rank 0 on another node is not ({ended})"
+    if facts.replaced:
+        return f"the training was started again elsewhere ({ended})"
     if facts.returncode == 0:
         return f"the trainer was lost ({ended})" if facts.said_hello else f"no Run was opened ({ended})"
     return ended
+
+
+def _words(facts: Facts, bye: Bye) -> str:
+    """What a rank failed with."""
+    whose = f"rank {bye.rank}: " if facts.world_size > 1 else ""
+    return f"{whose}{bye.error}: {bye.message}"
+
+
+def _is_consequence(bye: Bye) -> bool:
+    """Whether a rank met only the end of another: it said so, or its collective had lost a peer."""
+    if bye.kind == LOST_RANK or bye.error.rpartition(".")[2] in _PEER_ERRORS:
+        return True
+    return any(text in bye.message.lower() for text in _PEER_TEXTS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unbroken.agent.attempt_writer import AttemptWriter
+from unbroken.agent.rank_attempt_writer import RankAttemptWriter
 from unbroken.errors import ConfigError
 from unbroken.link.channel import Channel
 from unbroken.link.messages import Hello
@@ -22,10 +23,15 @@ class Member:
     """A trainer that was welcomed."""
 
     hello: Hello
-    writer: AttemptWriter
+    writer: AttemptWriter | RankAttemptWriter
     page: ProgressPage | None = field(default=None)
     parted: bool = False
     """Whether it has said good-bye: its connection may stay open, held by a process that it forked."""
+
+    @property
+    def attempt(self) -> int:
+        """Number of its attempt. Trainers of the one before may still be there for a while."""
+        return self.writer.claim.lease.attempt
 
 
 class Roster:
@@ -66,46 +72,57 @@ class Roster:
         """Of all whose connection is open, by rank."""
         return sorted((member.hello for member in self._members.values()), key=lambda hello: hello.rank)
 
-    def live(self) -> list[Hello]:
-        """Of those that have not said good-bye."""
-        return [member.hello for member in self._members.values() if not member.parted]
+    def live(self, attempt: int | None = None) -> list[Hello]:
+        """Of those that have not said good-bye; of one attempt alone, where it is given."""
+        return [
+            member.hello
+            for member in self._members.values()
+            if not member.parted and (attempt is None or member.attempt == attempt)
+        ]
 
     def expects_more(self) -> bool:
         """Whether anybody may still say something of weight."""
         return bool(self.live()) or self.greeting > 0
 
-    def demand_vacancy(self, hello: Hello) -> None:
+    def demand_vacancy(self, hello: Hello, attempt: int) -> None:
         """Refuse a second trainer of one rank: both would train, and commit, as the same attempt.
+
+        Args:
+            attempt: whose trainers count.
 
         Raises:
             ConfigError: one of this rank is connected, and stays.
         """
-        if self._departure.wait_for(lambda: self._holder(hello.rank) is None, DEPARTURE_SECONDS):
+        if self._departure.wait_for(lambda: self._holder(hello.rank, attempt) is None, DEPARTURE_SECONDS):
             return
-        holder = self._holder(hello.rank)
+        holder = self._holder(hello.rank, attempt)
         raise ConfigError(
             f"process {hello.pid} opens {hello.uri} as rank {hello.rank} of {hello.world_size}, and process "
             f"{holder.pid if holder else 0} of the same command trains it as that rank",
             kind="second-trainer",
-            hint="Start one trainer below each unbroken run; guard a script that spawns processes with "
+            hint="Start one trainer of each rank below each unbroken run; guard a script that spawns processes with "
             'if __name__ == "__main__"',
         )
 
-    def progress(self) -> Progress | None:
-        """Read the pages anew. Of several, the most steps count, never the latest moment: a clock may be set back."""
+    def progress(self, attempt: int) -> Progress | None:
+        """Read the pages of an attempt's trainers anew.
+
+        Of several, the fewest steps count: no step is done before all ranks have done it, and a rank that hangs is to
+        be seen. Never the latest moment: a clock may be set back.
+        """
         readings = []
         for member in self._members.values():
-            if member.parted:
+            if member.parted or member.attempt != attempt:
                 continue
             if member.page is None and member.hello.progress:
                 member.page = _open_page(Path(member.hello.progress))
             reading = member.page.read() if member.page is not None else None
             if reading is not None:
                 readings.append(reading)
-        return max(readings, key=lambda reading: reading.step, default=None)
+        return min(readings, key=lambda reading: reading.step, default=None)
 
-    def _holder(self, rank: int) -> Hello | None:
-        return next((hello for hello in self.live() if hello.rank == rank), None)
+    def _holder(self, rank: int, attempt: int) -> Hello | None:
+        return next((hello for hello in self.live(attempt) if hello.rank == rank), None)
 
 
 def _open_page(path: Path) -> ProgressPage | None:

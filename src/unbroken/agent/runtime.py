@@ -37,6 +37,9 @@ class AgentStatus(msgspec.Struct, frozen=True):
     attempt: int = 0
     """0 before the first trainer was welcomed."""
     trainers: list[TrainerStatus] = []
+    """By rank."""
+    world_size: int = 1
+    """Ranks of the attempt, on all nodes together."""
 
 
 class RuntimeFolder:

@@ -8,12 +8,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from unbroken.agent.admission import Admission, Admitting
 from unbroken.agent.arena import Arena
 from unbroken.agent.claims import Claim, Claims
 from unbroken.agent.deadline import Deadline
 from unbroken.agent.events import Admitted, Chosen, Departed, Durable, Event, Fenced, ThreadFailed, Told, Trouble
 from unbroken.agent.journal_facts import JournalFacts, ask_journal, known_facts
+from unbroken.agent.outcome import first_failure
 from unbroken.agent.recorder import Recorder
 from unbroken.agent.roster import Member, Roster
 from unbroken.agent.server import LinkServer
@@ -62,6 +65,10 @@ class Heard:
     """The step that is being saved before leaving; -1: none."""
     progress: Progress | None = None
     """The newest reading of the trainers' progress pages."""
+    world_size: int = 1
+    """Ranks of the attempt, on all nodes together."""
+    leads: bool = True
+    """Whether rank 0 of the attempt is served here: then its end is written here."""
 
 
 class Session:
@@ -174,11 +181,13 @@ class Session:
 
     def ask_journal(self, patience: float) -> Future[JournalFacts] | None:
         """Read the journal again; asks a store that fails for ``patience`` seconds. None where there is no attempt."""
-        claim = self.claim
-        return (
-            None
-            if claim is None
-            else self._recorder.submit(lambda: ask_journal(claim, self._claims.attempts, patience, self._clock))
+        claim, heard = self.claim, self.heard()
+        if claim is None:
+            return None
+        said = [bye.step for bye in heard.byes if bye.outcome == "finished"]
+        awaited = -1 if heard.leads else max(said, default=-1)  # rank 0 writes that on another node, at about this time
+        return self._recorder.submit(
+            lambda: ask_journal(claim, self._claims.attempts, patience, self._clock, awaited=awaited)
         )
 
     def last_known(self) -> JournalFacts:
@@ -206,21 +215,21 @@ class Session:
             self._heard.hellos += 1
         try:
             with self._opening:
-                answer = self._admission.answer(hello, lambda: self._vacant(hello), self._last_words)
+                answer = self._admission.answer(hello, lambda attempt: self._vacant(hello, attempt), self._last_words)
                 return self._admit(channel, hello, answer)
         finally:
             with self._lock:
                 self._roster.greeting -= 1
 
-    def _vacant(self, hello: Hello) -> bool:
-        """Whether all trainers of the attempt are gone.
+    def _vacant(self, hello: Hello, attempt: int) -> bool:
+        """Whether all trainers of an attempt are gone.
 
         Raises:
             ConfigError: one of this rank is connected, and stays.
         """
         with self._lock:
-            self._roster.demand_vacancy(hello)
-            return not self._roster.live()
+            self._roster.demand_vacancy(hello, attempt)
+            return not self._roster.live(attempt)
 
     def _admit(self, channel: Channel, hello: Hello, answer: Admitting | Refused) -> bool:
         with self._lock:
@@ -229,27 +238,39 @@ class Session:
                 channel.send(answer)
                 return False
             if answer.first:
-                self._heard = replace(self._heard, byes=(), refused=None, stopping=-1, progress=None)
+                self._begin(hello)
+            elif hello.rank == 0:
+                self._heard.leads = True
             self._roster.add(channel, Member(hello, answer.writer))
             self._welcome(channel, hello, answer.writer.claim.lease)
         self._post(Admitted(hello, answer.writer.claim.lease.attempt, answer.first))
         return True
 
+    def _begin(self, hello: Hello) -> None:
+        """Another attempt begins: what was said before is about the one before."""
+        self._heard = replace(
+            self._heard, byes=(), refused=None, stopping=-1, progress=None,
+            world_size=hello.world_size, leads=hello.world_size == 1 or hello.rank == 0,
+        )  # fmt: skip
+
     def _welcome(self, channel: Channel, hello: Hello, lease: Lease) -> None:
         # A trainer that had another agent before has memory of its own.
-        returned = [] if hello.attempt else self._arena.inherit(channel, hello.rank)
+        returned = [] if hello.attempt and not hello.joining else self._arena.inherit(channel, hello.rank)
         channel.send(Welcome(lease.attempt, lease.claim, len(returned)))
         for slot in returned:
             channel.send(SlotReturned(slot.number, slot.manifest), slot.descriptor)
         if self._stop is not None:
             channel.send(self._stop)
 
-    def _last_words(self) -> AttemptEnded:
-        """The end of an attempt whose trainers are gone while the command goes on with new ones."""
+    def _last_words(self) -> AttemptEnded | None:
+        """The end of an attempt whose trainers are gone while the command goes on with new ones; None where the agent
+        of rank 0 writes it."""
         heard = self.heard()
-        outcome = heard.byes[0].outcome if heard.byes else "crashed"
+        if not heard.leads:
+            return None
+        bye = first_failure(heard.byes) or next(iter(heard.byes), None)
         step = heard.progress.step if heard.progress else -1
-        return AttemptEnded(outcome, step, "the command went on with another attempt")
+        return AttemptEnded(bye.outcome if bye else "crashed", step, "the command went on with another attempt")
 
     def _listen(self, channel: Channel, rank: int, message: Message) -> None:
         match message:
@@ -261,18 +282,19 @@ class Session:
                 self._sealed(channel, rank, message)
             case _:
                 with self._lock:
-                    self._take_in(channel, message)
+                    self._take_in(channel, rank, message)
                 if isinstance(message, Stopping):
                     self._uploader.stopping(message.step)
                 if isinstance(message, Bye) and message.outcome == "finished":
                     self._arena.forget(channel)  # the command may go on, and want the memory for something else
                 self._post(Told(rank, message))
 
-    def _take_in(self, channel: Channel, message: Message) -> None:
+    def _take_in(self, channel: Channel, rank: int, message: Message) -> None:
         match message:
             case Bye():
                 self._read_progress()
-                self._heard.byes += (message,)
+                if self._is_current(self._roster.member(channel).attempt):
+                    self._heard.byes += (msgspec.structs.replace(message, rank=rank),)
                 self._roster.said_goodbye(channel)
             case Committed(step=step):
                 self._heard.committed_step = max(self._heard.committed_step, step)
@@ -295,8 +317,8 @@ class Session:
             match event:
                 case Durable(event=commit):
                     self._heard.committed_step = max(self._heard.committed_step, commit.step)
-                case Fenced(attempt=attempt) if self.claim is not None and self.claim.lease.attempt == attempt:
-                    self._heard.fenced = True
+                case Fenced(text, attempt):
+                    event = self._fenced(text, attempt)
         if isinstance(event, Chosen):
             self.record(Note("emergency", event.text, {"action": event.action, **event.numbers}))
         self._post(event)
@@ -310,8 +332,20 @@ class Session:
             self._uploader.parted(channel)
             self._post(Departed(member.hello.rank))
 
+    def _is_current(self, attempt: int) -> bool:
+        return self.claim is not None and self.claim.lease.attempt == attempt
+
+    def _fenced(self, text: str, attempt: int) -> Fenced | Trouble:
+        """A later attempt owns the run. Where several ranks start together again, that is the next one of the same
+        training, which the agent of rank 0 has begun: it matters only to those that still train."""
+        if not self._is_current(attempt) or self._heard.world_size == 1 or self._roster.live(attempt):
+            self._heard.fenced = self._heard.fenced or self._is_current(attempt)
+            return Fenced(text, attempt)
+        return Trouble(text)
+
     def _read_progress(self) -> None:
-        self._heard.progress = self._roster.progress() or self._heard.progress
+        if self.claim is not None:
+            self._heard.progress = self._roster.progress(self.claim.lease.attempt) or self._heard.progress
 
     def _send_all(self, message: FromAgent) -> None:
         for channel in self._roster.channels():
@@ -334,7 +368,7 @@ class Session:
             if claim is not self.claim:
                 return  # by an attempt of this very session, which came after
             with self._lock:
-                self._heard.fenced = True
-            self._post(Fenced(error.message, claim.lease.attempt))
+                found = self._fenced(error.message, claim.lease.attempt)
+            self._post(found)
         except UnbrokenError as error:
             self._post(Trouble(f"the journal could not be written: {error}"))

@@ -18,6 +18,7 @@ class View:
 
     attempt: int = 0
     progress: Progress | None = None
+    """Of the slowest rank here."""
     speed: float = 0.0
     """Steps a second."""
     durable_step: int = -1
@@ -28,6 +29,9 @@ class View:
     deadline: float = 0.0
     phase: str = ""
     """Said instead of the step where there is none: ``starting``, ``restart in 4s``, ..."""
+    ranks: int = 1
+    """Of the attempt, on all nodes together."""
+    ranks_here: int = 1
 
 
 class SpeedMeter:
@@ -58,6 +62,8 @@ class SpeedMeter:
 def format_view(view: View, now: float) -> str:
     """The line, such as ``attempt 3 · step 1234/10000 · 8.1 steps/s · durable 1200 (42s ago) · next save in 18s``."""
     parts = [f"attempt {view.attempt}"] if view.attempt else []
+    if view.ranks > 1:
+        parts.append(f"{view.ranks} ranks, {'all' if view.ranks_here == view.ranks else view.ranks_here} here")
     parts += _progress(view, now)
     parts += _durable(view, now)
     parts += _next_save(view, now)

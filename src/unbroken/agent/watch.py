@@ -33,7 +33,17 @@ from unbroken.agent.view import SpeedMeter, View
 from unbroken.clock import Clock, format_duration
 from unbroken.journal import Origin
 from unbroken.journal.events import Advisory, Notice
-from unbroken.link.messages import Advice, Bye, Committed, Restored, SaveFailed, SignalReceived, Stop, Stopping
+from unbroken.link.messages import (
+    Advice,
+    Bye,
+    Committed,
+    Restored,
+    SaveFailed,
+    SignalReceived,
+    Stop,
+    StopAgreed,
+    Stopping,
+)
 from unbroken.notice import InterruptionNotice
 
 T = TypeVar("T")
@@ -75,6 +85,8 @@ class Watch:
         self._terminated = False
         self._killed = False
         self._durable_said_at = -_DURABLE_LINE_SECONDS
+        self._failed: SaveFailed | None = None
+        """What was said last of a save that failed."""
         self._recorded: tuple[int, InterruptionNotice] | None = None
         """The notice that was last written to the journal, and for which attempt."""
 
@@ -144,6 +156,8 @@ class Watch:
         notice, claim = self._around.interruption.notice, self._session.claim
         if notice is None or claim is None or self._recorded == (claim.lease.attempt, notice):
             return
+        if self._around.interruption.is_agreed(notice):
+            return  # by whoever heard it
         self._recorded = (claim.lease.attempt, notice)
         self._session.record(Notice(notice.source, notice.reason, notice.deadline))
 
@@ -156,8 +170,10 @@ class Watch:
         if claim is not None and claim.journal.state.checkpoints:
             newest = claim.journal.state.checkpoints[-1]
             self._view = replace(self._view, durable_step=newest.step, durable_at=newest.at)
-        begun = "took over attempt" if admitted.hello.attempt else "attempt"
-        self._say(f"{begun} {admitted.attempt} of {admitted.hello.uri} (process {admitted.hello.pid})")
+        hello = admitted.hello
+        begun = "attempt" if not hello.attempt else "joined attempt" if hello.joining else "took over attempt"
+        who = f"rank {hello.rank} of {hello.world_size}, " if hello.world_size > 1 else ""
+        self._say(f"{begun} {admitted.attempt} of {hello.uri} ({who}process {hello.pid})")
         self._record_notice()
 
     def _told(self, told: Told) -> None:
@@ -165,13 +181,16 @@ class Watch:
             case SignalReceived(signal=name, at=at):
                 number = getattr(signal, name, signal.SIGTERM)
                 self._around.interruption.signalled(signal.Signals(number), f"rank {told.rank}", at)
+            case StopAgreed(source=source, reason=reason, deadline=deadline):
+                self._around.interruption.agreed(source, reason, deadline)
             case Committed(step=step, seconds=seconds):
                 self._committed(step, seconds)
-            case SaveFailed(step=step, message=message):
-                self._say(f"step {step} could not be saved: {message}")
+            case SaveFailed() as failed if failed != self._failed:  # every rank says it
+                self._failed = failed
+                self._say(f"step {failed.step} could not be saved: {failed.message}")
             case Restored(step=step, seconds=seconds, from_memory=from_memory):
                 self._view = replace(self._view, phase="")
-                if told.rank == 0:
+                if told.rank == self._speaker():
                     place = ", from this node's memory" if from_memory else ""
                     where = f"from step {step}{place} ({seconds:.1f}s)" if step > 0 else "from the start"
                     self._say(f"training goes on {where}")
@@ -180,6 +199,10 @@ class Watch:
                 self._say(f"saving step {step} before leaving")
             case Bye(outcome="failed") as bye:
                 self._say(f"rank {told.rank} failed after step {bye.step}: {bye.error}: {bye.message}")
+
+    def _speaker(self) -> int:
+        """The lowest rank here: what all of them say is passed on once."""
+        return min((hello.rank for hello in self._session.trainers()), default=0)
 
     def _committed(self, step: int, seconds: float) -> None:
         if step < self._view.durable_step:
@@ -210,7 +233,8 @@ class Watch:
 
     def _publish(self) -> None:
         around, claim = self._around, self._session.claim
-        trainers = [TrainerStatus(hello.rank, hello.pid, hello.progress) for hello in self._session.trainers()]
+        hellos = self._session.trainers()
+        trainers = [TrainerStatus(hello.rank, hello.pid, hello.progress) for hello in hellos]
         around.folder.write(
             AgentStatus(
                 around.origin.pid,
@@ -218,12 +242,14 @@ class Watch:
                 claim.uri if claim else around.options.uri,
                 claim.lease.attempt if claim else 0,
                 trainers,
+                max((hello.world_size for hello in hellos), default=1),
             )
         )
         around.display.show(self._current_view())
 
     def _current_view(self) -> View:
-        progress = self._session.heard().progress
+        heard = self._session.heard()
+        progress = heard.progress
         if progress is not None:
             self._speed.add(progress)
             if self._view.phase in ("starting", "restoring"):
@@ -232,6 +258,8 @@ class Watch:
         return replace(
             self._view,
             progress=progress,
+            ranks=heard.world_size,
+            ranks_here=len(self._session.trainers()),
             speed=self._speed.speed,
             notice_source=notice.source if notice else "",
             deadline=notice.deadline if notice else 0.0,

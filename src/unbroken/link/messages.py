@@ -24,6 +24,10 @@ EVERY_VARIABLE = "UNBROKEN_EVERY"
 """Environment variable with a save cadence that outranks the one in the script."""
 
 
+LOST_RANK = "lost-rank"
+"""Kind of the error of a rank that ends because another one has."""
+
+
 class Hello(msgspec.Struct, tag="hello", frozen=True):
     """Trainer: I am here, and this is the run I want to train.
 
@@ -186,8 +190,10 @@ class Bye(msgspec.Struct, tag="bye", frozen=True):
     error: str = ""
     message: str = ""
     exit_code: int = 0
+    rank: int = 0
+    """Whose word it is; the agent fills it in."""
     kind: str = ""
-    """Of the error. ``lost-rank``: it is only what the end of another rank has brought about."""
+    """Of the error. :data:`LOST_RANK`: it is only what the end of another rank has brought about."""
 
 
 FromTrainer = (
