@@ -95,7 +95,11 @@ class Saves:
         began = self._clock.monotonic() if since is None else since
 
         def described(captured: Captured, tensors: list[HostTensor], stall: float) -> HostState:
-            return HostState(step, captured.tree, tensors, metrics, began_at=began, stall=stall)
+            return HostState(
+                step, captured.tree, tensors, metrics, began_at=began, stall=stall,
+                rank=captured.ranks.rank, world_size=captured.ranks.world_size, local=captured.local,
+                shared=captured.shared,
+            )  # fmt: skip
 
         if self._staging.streaming:
             return self._stream(objects, step, described, patience)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,9 @@ from unbroken.training.overlap import (
     deferrable,
     expected_growth,
     find_optimizers,
+    watched,
 )
+from unbroken.training.ranks import Ranks
 from unbroken.training.restore import bytes_of
 from unbroken.training.slots import SlotPool
 
@@ -60,6 +62,7 @@ class StagingArea:
         gate: called by the copying thread before each tensor; for tests.
         worth_deferring: bytes from which on a tensor is copied later.
         room: how much memory may be taken.
+        ranks: which rank this is, of how many; the only one by default.
     """
 
     def __init__(
@@ -71,8 +74,10 @@ class StagingArea:
         gate: Callable[[], None] = lambda: None,
         worth_deferring: int = WORTH_DEFERRING,
         room: Callable[[], Room] = host_room,
+        ranks: Ranks | None = None,
     ) -> None:
         self._overlap = overlap
+        self._ranks = ranks or Ranks()
         self._say = say
         self._said: set[str] = set()
         self._clock = clock
@@ -112,10 +117,10 @@ class StagingArea:
         Raises:
             ConfigError: the state holds what a checkpoint cannot.
         """
-        tensors = capture(objects).tensors.values()
+        tensors = capture(objects, self._ranks).tensors.values()
         self._on_cuda = any(tensor.is_cuda for tensor in tensors)
         _, size = layout(_length(tensor) for tensor in tensors)
-        self._pool.prepare(size, expected_growth(objects), adopted)
+        self._pool.prepare(size, expected_growth(objects, self._ranks), adopted)
         if not self.streaming:
             self._hooked(objects)
 
@@ -167,18 +172,19 @@ class StagingArea:
         starts, size = layout(_length(tensor) for tensor in tensors.values())
         room = self._pool.reserve(slot, size)
         staged = [
-            HostTensor(name, dtype_name(tensor), tuple(tensor.shape), room[start : start + _length(tensor)])
+            _described(captured, name, tensor, room[start : start + _length(tensor)])
             for (name, tensor), start in zip(tensors.items(), starts, strict=True)
         ]
         plan = _Plan(slot, starts, staged, state, owner)
-        later = {} if eager else self._later(captured)
+        optimizers = [] if eager else self._hooked(captured.objects)
+        later = deferrable(tensors, optimizers, smallest=self._worth_deferring)
         if _devices(tensors):
             self._cuda.pin(slot)
         for target in staged:
             if target.name not in later:
                 copy_now(tensors[target.name], target.data)
         if later:
-            self._copy_later(plan, tensors, later, done, began)
+            self._copy_later(plan, tensors, later, watched(later, optimizers), done, began)
             return
         for device in _devices(tensors):
             torch.cuda.current_stream(device).synchronize()
@@ -200,9 +206,7 @@ class StagingArea:
                 f"{size_text(copies)} of the state must be copied to be saved, and {room.bound} leaves "
                 f"{size_text(room.size)}"
             )
-        return [
-            HostTensor(name, dtype_name(tensor), tuple(tensor.shape), _view(tensor)) for name, tensor in tensors.items()
-        ]
+        return [_described(captured, name, tensor, _view(tensor)) for name, tensor in tensors.items()]
 
     def close(self, seconds: float) -> None:
         """Let copies under way finish for at most ``seconds``, and end threads, hook and slots."""
@@ -219,6 +223,7 @@ class StagingArea:
         plan: _Plan,
         tensors: dict[str, torch.Tensor],
         later: dict[str, torch.Tensor],
+        beside: Mapping[str, Sequence[torch.Tensor]],
         done: Callable[[HostState | Exception], None],
         began: float,
     ) -> None:
@@ -227,7 +232,7 @@ class StagingArea:
         on_device = {name: tensor for name, tensor in later.items() if tensor.is_cuda}
         device = None
         if devices := _devices(tensors):
-            versions = Versions(on_device)
+            versions = Versions(on_device, beside)
             device = CudaCopy(self._cuda.begin(on_device, targets), self._cuda.marks(devices)), versions
         work = [(tensor, targets[name]) for name, tensor in on_host.items()]
         blocked = 0.0
@@ -235,14 +240,9 @@ class StagingArea:
         def then(held_back: float, error: Exception | None) -> None:
             done(self._sealed(plan, blocked + held_back, error))
 
-        copy = DeferredCopy(work, Versions(on_host), device, then=then, gate=self._gate, clock=self._clock)
+        copy = DeferredCopy(work, Versions(on_host, beside), device, then=then, gate=self._gate, clock=self._clock)
         blocked = self._clock.monotonic() - began
         self._copying.submit(copy)
-
-    def _later(self, captured: Captured) -> dict[str, torch.Tensor]:
-        """What is to be copied while the training goes on."""
-        optimizers = self._hooked(captured.objects)
-        return deferrable(captured.tensors, optimizers, smallest=self._worth_deferring)
 
     def _hooked(self, objects: Sequence[StateObject]) -> list[Optimizer]:
         """The optimizers whose steps can be held back, and are from now on."""
@@ -279,6 +279,12 @@ class StagingArea:
         if text not in self._said:
             self._said.add(text)
             self._say(text)
+
+
+def _described(captured: Captured, name: str, tensor: torch.Tensor, data: memoryview) -> HostTensor:
+    part = captured.boxes.get(name)
+    place = {"offset": part.offset, "whole": part.whole} if part is not None else {}
+    return HostTensor(name, dtype_name(tensor), tuple(tensor.shape), data, **place)
 
 
 def _length(tensor: torch.Tensor) -> int:
