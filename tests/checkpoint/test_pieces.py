@@ -316,7 +316,7 @@ class TestStaged:
         store: Store,
         whole: HostTensor,
         manifest: Manifest,
-        staged: Mapping[tuple[str, tuple[int, ...]], memoryview],
+        staged: Staged,
     ) -> list[str]:
         """Keys that the store was asked for."""
         asked: list[str] = []

@@ -76,7 +76,7 @@ def test_show_gives_the_newest_checkpoint_with_its_tensors_and_packs(run: Any, c
     assert (shown["step"], shown["attempt"], shown["size"]) == (30, 2, 20)
     tensors = {tensor["name"]: tensor for tensor in shown["tensors"]}
     assert tensors["model/weight"] | {"packs": []} == {
-        "name": "model/weight", "dtype": "float32", "shape": [3], "size": 12, "packs": [],
+        "name": "model/weight", "dtype": "float32", "shape": [3], "size": 12, "slices": 1, "packs": [],
     }  # fmt: skip
     keys = {pack["key"] for pack in shown["packs"]}
     assert {key for tensor in tensors.values() for key in tensor["packs"]} == keys

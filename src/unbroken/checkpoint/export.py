@@ -44,7 +44,10 @@ def export_safetensors(
     max_shard_size: int | None = None,
     force: bool = False,
 ) -> Exported:
-    """Write tensors of a checkpoint, every byte verified, holding at most one of them (or 256 MiB) in memory.
+    """Write tensors of a checkpoint, every byte verified.
+
+    It holds at most one tensor, or 256 MiB of small ones, in memory; beside it, where several ranks wrote a tensor and
+    it is put together, ``READERS`` chunks. Of what belongs to each rank alone, rank 0's is written.
 
     Args:
         objects: names of the parts of the state.

@@ -29,8 +29,8 @@ class Selection:
 
 
 def held_objects(manifest: Manifest) -> list[str]:
-    """The names under which the program passed its objects, and ``rng``."""
-    return [str(name) for name in manifest.state]
+    """The names under which the program passed its objects, and ``rng``: of several ranks, as rank 0 has them."""
+    return [str(name) for name in manifest.state_of(0)]
 
 
 def demand_objects(manifest: Manifest, names: Sequence[str]) -> None:
@@ -52,18 +52,20 @@ def select(manifest: Manifest, objects: Sequence[str]) -> Selection:
     """Choose the tensors of objects.
 
     Names are the paths in the state, joined by ``/``; without the object's own name where there is but one object, so
-    that a model's tensors are called as its ``state_dict`` calls them.
+    that a model's tensors are called as its ``state_dict`` calls them. Of what belongs to each rank alone it is
+    rank 0's.
 
     Raises:
         NotFoundError: the checkpoint holds no object of that name.
     """
     demand_objects(manifest, objects)
     records = {record.name: record for record in manifest.tensors}
+    state = manifest.state_of(0)
     given: dict[str, str] = {}
     chosen = Selection()
     for name in objects:
         path = () if len(objects) == 1 else (name,)
-        for place, leaf in _leaves(decode_tree(manifest.state[name]), path):
+        for place, leaf in _leaves(decode_tree(state[name]), path):
             stored = _tensor_name(leaf)
             if stored is None:
                 chosen.values += 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from unbroken.checkpoint.chunks import READERS, Chunk, batch_range, batches, header_chunk, named, tensor_chunks
 from unbroken.checkpoint.committed import get_committed, load_manifest
 from unbroken.checkpoint.digest import digest
-from unbroken.checkpoint.manifest import Manifest
+from unbroken.checkpoint.manifest import SHARDED_FORMAT, Manifest
 from unbroken.checkpoint.metrics import read_metrics_object
 from unbroken.checkpoint.tree import decode_tree
 from unbroken.errors import DamagedError, FormatError, NotFoundError
@@ -55,12 +55,14 @@ def verify_checkpoint(store: Store, record: CheckpointRecord) -> Verification:
 
 
 def _around_packs(store: Store, record: CheckpointRecord, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with the state tree, the rank records and the logged values."""
-    try:
-        decode_tree(manifest.state)
-    except FormatError as error:
-        yield error.message
-    for rank in manifest.ranks:
+    """What is wrong with the state trees, the rank records and the logged values."""
+    for tree in (manifest.state, *manifest.locals):
+        try:
+            decode_tree(tree)
+        except FormatError as error:
+            yield error.message
+    # Of several ranks the manifest was just put together from their records.
+    for rank in manifest.ranks if manifest.format < SHARDED_FORMAT else ():
         try:
             get_committed(store, rank.key, rank.sha256)
         except DamagedError as error:

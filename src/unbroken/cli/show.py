@@ -50,6 +50,7 @@ def _document(uri: str, record: CheckpointRecord, manifest: Manifest) -> dict[st
                 "dtype": tensor.dtype,
                 "shape": tensor.shape,
                 "size": tensor.size,
+                "slices": len(tensor.slices),
                 "packs": sorted({manifest.packs[piece.pack].key for piece in tensor.slices}),
             }
             for tensor in manifest.tensors
@@ -59,12 +60,16 @@ def _document(uri: str, record: CheckpointRecord, manifest: Manifest) -> dict[st
 
 
 def _groups(manifest: Manifest) -> list[dict[str, Any]]:
-    """Tensors and bytes under each name of the run's state, in the order of the state."""
+    """Tensors and bytes under each name of the run's state, of all ranks together, in the order of the state."""
+    from unbroken.checkpoint.tree import tensor_names
+
     groups: dict[str, dict[str, Any]] = {
-        str(name): {"name": str(name), "tensors": 0, "size": 0} for name in manifest.state
+        str(name): {"name": str(name), "tensors": 0, "size": 0} for name in manifest.state_of(0)
     }
+    own = {name for local in manifest.locals for name in tensor_names(local)}
     for tensor in manifest.tensors:
-        name = tensor.name.partition("/")[0]
+        path = tensor.name.partition("/")[2] if tensor.name in own else tensor.name  # after rank3/
+        name = path.partition("/")[0]
         group = groups.setdefault(name, {"name": name, "tensors": 0, "size": 0})
         group["tensors"] += 1
         group["size"] += tensor.size
@@ -78,7 +83,9 @@ def _print(uri: str, record: CheckpointRecord, manifest: Manifest) -> None:
 
     console = make_console()
     console.print(f"step {manifest.step} of {uri}", markup=False)
-    console.print(f"  attempt {manifest.attempt}, {format_time(manifest.created_at)}, {format_size(manifest.size)}")
+    ranks = f", {manifest.world_size} ranks" if manifest.world_size > 1 else ""
+    written = f"{format_time(manifest.created_at)}, {format_size(manifest.size)}"
+    console.print(f"  attempt {manifest.attempt}, {written}{ranks}")
     console.print(f"  {record.event.manifest}, SHA-256 {record.event.sha256}", markup=False)
     groups = make_table("state", "tensors", "size", right=("tensors", "size"))
     for group in _groups(manifest):

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from typing import Any
 
 import msgspec
 
-from unbroken.checkpoint import (
-    Manifest,
-    TensorRecord,
-    TensorRef,
-    decode_tree,
-    encode_tree,
-    load_manifest,
-    read_metrics,
-    read_tensors,
-)
+from unbroken.checkpoint import TensorRecord, encode_tree, read_metrics
+from unbroken.drill.content import Content, content_of
 from unbroken.errors import NotFoundError
 from unbroken.journal import CheckpointRecord, Journal
 
 LOGGED = "logged values"
 GENERATORS = "rng"
 """Name in the state under which a run keeps the random number generators of Python, NumPy and torch."""
+_OF_A_RANK = re.compile(r"rank\d+")
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -50,7 +43,13 @@ class Comparison(msgspec.Struct):
     differences: list[Difference]
     unseeded: list[str] = []
     """Random number generators that began differently in the two trainings and were never used by either: each kept
-    its state from its run's first checkpoint to the last, through every interruption. The resume is exact there."""
+    its state from its run's first checkpoint to the last, through every interruption. The resume is exact there.
+    Those of several ranks are named ``rank3/torch``."""
+    world_sizes: list[int] = []
+    """Of the two final checkpoints."""
+    left_out: list[str] = []
+    """Names of the state that were not compared: they belong to each rank alone, and the two have other numbers of
+    ranks."""
 
     @property
     def identical(self) -> bool:
@@ -87,7 +86,8 @@ def final_checkpoint(journal: Journal) -> CheckpointRecord:
 def compare_runs(first: Journal, second: Journal) -> Comparison:
     """Compare the final states and logged values of two finished runs.
 
-    Every tensor byte of both is read and verified.
+    Every tensor byte of both is read and verified, in whatever layout it was written. What belongs to each rank alone
+    is compared where both were written by as many ranks, and is said to be left out otherwise.
 
     Raises:
         NotFoundError: a run is not finished.
@@ -97,18 +97,16 @@ def compare_runs(first: Journal, second: Journal) -> Comparison:
     work = _Work()
     if one.step != other.step:
         work.differ("step", "", f"{one.step} and {other.step}")
-    manifests = load_manifest(first.store, one), load_manifest(second.store, other)
-    for name in manifests[0].state:
-        work.group(str(name))  # in the order in which the run names its state
-    _compare_values(work, *manifests)
-    _compare_tensors(work, first, manifests[0], second, manifests[1])
-    _compare_structure(work, manifests[0].state, manifests[1].state)
+    contents = content_of(first.store, one), content_of(second.store, other)
+    world_sizes = [content.manifest.world_size for content in contents]
+    left_out = sorted(contents[0].own | contents[1].own) if world_sizes[0] != world_sizes[1] else []
+    _compare_contents(work, *(content.without(left_out) for content in contents))
     _compare_logged(work, read_metrics(first.store, first.state, one), read_metrics(second.store, second.state, other))
     generators = sorted({_generator(found) for found in work.differences if found.group == GENERATORS})
     unseeded = [name for name in generators if _unused(first, one, name) and _unused(second, other, name)]
     if unseeded:
         work.forgive(unseeded)
-    return Comparison(list(work.groups.values()), work.differences, unseeded)
+    return Comparison(list(work.groups.values()), work.differences, unseeded, world_sizes, left_out)
 
 
 class _Work:
@@ -131,22 +129,19 @@ class _Work:
 
 
 def _generator(difference: Difference) -> str:
-    return difference.name.partition("/")[0]
+    """Its name; of several ranks with the rank before it."""
+    parts = difference.name.split("/")
+    return "/".join(parts[:2] if _OF_A_RANK.fullmatch(parts[0]) else parts[:1])
 
 
 def _unused(journal: Journal, final: CheckpointRecord, generator: str) -> bool:
     """Whether a generator's state never changed between a run's first checkpoint and its final one."""
     first = journal.state.checkpoints[0]
     work = _Work()
-    manifests = load_manifest(journal.store, first), load_manifest(journal.store, final)
     prefix = f"{GENERATORS}/{generator}"
-    _compare_values(work, *manifests, below=prefix)
-    _compare_tensors(work, journal, manifests[0], journal, manifests[1], below=prefix)
+    one, other = (content_of(journal.store, record).below(prefix) for record in (first, final))
+    _compare_contents(work, one, other)
     return first.n != final.n and not work.differences
-
-
-def _below(path: str, prefix: str) -> bool:
-    return not prefix or path == prefix or path.startswith(prefix + "/")
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -154,13 +149,18 @@ def _split(path: str) -> tuple[str, str]:
     return group, rest
 
 
-def _compare_values(work: _Work, first: Manifest, second: Manifest, *, below: str = "") -> None:
+def _compare_contents(work: _Work, first: Content, second: Content) -> None:
+    for path in first.trees:
+        work.group(_split(path)[0])  # in the order in which the run names its state
+    _compare_values(work, first.values, second.values)
+    _compare_tensors(work, first, second)
+    _compare_structure(work, first.trees, second.trees)
+
+
+def _compare_values(work: _Work, one: dict[str, Any], other: dict[str, Any]) -> None:
     """Everything that is no tensor. What differs within one container is one difference: generators are long."""
-    one, other = (dict(_leaves(decode_tree(manifest.state), "")) for manifest in (first, second))
     unequal: dict[str, list[str]] = {}
     for path in {**one, **other}:
-        if not _below(path, below):
-            continue
         work.group(_split(path)[0]).values += 1
         if path not in one or path not in other or not same_bits(one[path], other[path]):
             unequal.setdefault(path.rpartition("/")[0], []).append(path)
@@ -174,25 +174,13 @@ def _shown(leaves: dict[str, Any], path: str) -> str:
     return repr(leaves[path]) if path in leaves else "nothing"
 
 
-def _compare_structure(work: _Work, first: Any, second: Any) -> None:
+def _compare_structure(work: _Work, first: dict[str, Any], second: dict[str, Any]) -> None:
     """Leaves may agree where a list became a tuple or a dict changed its order: the trees as stored must agree too."""
-    for name in first.keys() & second.keys():
-        if not work.group(name).differences and msgspec.json.encode(first[name]) != msgspec.json.encode(second[name]):
-            work.differ(name, "", "the containers differ in type or order")
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Everything in a state that is no tensor, by path; containers that hold nothing are leaves too."""
-    if isinstance(value, TensorRef):
-        return
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}/{key}" if path else str(key))
-    elif isinstance(value, list | tuple) and value:
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}/{index}" if path else str(index))
-    else:
-        yield path, value
+    differing = {group.name for group in work.groups.values() if group.differences}
+    for path in (path for path in first if path in second):
+        group, name = _split(path)
+        if group not in differing and msgspec.json.encode(first[path]) != msgspec.json.encode(second[path]):
+            work.differ(group, name, "the containers differ in type or order")
 
 
 def same_bits(one: Any, other: Any) -> bool:
@@ -204,25 +192,18 @@ def _stored(value: Any) -> bytes:
     return msgspec.json.encode(encode_tree(value))
 
 
-def _compare_tensors(
-    work: _Work, first: Journal, one: Manifest, second: Journal, other: Manifest, *, below: str = ""
-) -> None:
+def _compare_tensors(work: _Work, one: Content, other: Content) -> None:
     """One tensor at a time: two whole states need not fit into memory."""
-    records = [{record.name: record for record in manifest.tensors} for manifest in (one, other)]
-    for path in {**records[0], **records[1]}:
-        if not _below(path, below):
-            continue
+    for path in {**one.tensors, **other.tensors}:
         group, name = _split(path)
-        pair = records[0].get(path), records[1].get(path)
+        pair = one.tensors.get(path), other.tensors.get(path)
         if pair[0] is None or pair[1] is None:
             work.differ(group, name, f"the tensor is only in the {'second' if pair[0] is None else 'first'}")
             continue
         totals = work.group(group)
         totals.tensors += 1
         totals.bytes += pair[0].size
-        text = _forms_differ(pair[0], pair[1]) or _bytes_differ(
-            pair[0], read_tensors(first.store, one, [path])[path], read_tensors(second.store, other, [path])[path]
-        )
+        text = _forms_differ(pair[0], pair[1]) or _bytes_differ(pair[0], one.read(path), other.read(path))
         if text:
             work.differ(group, name, text)
 

@@ -31,7 +31,8 @@ def export_dcp(
     """Write objects of a checkpoint as ``torch.distributed.checkpoint`` does, every byte verified.
 
     The folder holds ``{name: state}`` of the objects: ``dcp.load({"model": model.state_dict()}, checkpoint_id=folder)``
-    reads it. Values that are no tensors are pickles there: that is the format.
+    reads it. Values that are no tensors are pickles there: that is the format. Tensors that several
+    ranks wrote are whole there; of what belongs to each rank alone it is rank 0's.
 
     Raises:
         NotFoundError: the checkpoint holds no object of such a name.
@@ -41,7 +42,8 @@ def export_dcp(
     """
     demand_free(target, force=force, folder=True)
     demand_objects(manifest, objects)
-    tree = {name: manifest.state[name] for name in objects}
+    state = manifest.state_of(0)
+    tree = {name: state[name] for name in objects}
     tensors = _placeholders(store, manifest, tree)
     planner = _StreamingPlanner(store, manifest, tensors)
     with new_folder(target, force=force) as folder:
