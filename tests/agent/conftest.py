@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -131,15 +131,40 @@ class Launcher:
         return Journal.open(open_store(self.uri))
 
 
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def stager() -> ModuleType:
     """The trainer that stages, as a module: what it writes into its slots."""
-    spec = importlib.util.spec_from_file_location("stager", HERE / "stager.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["stager"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("stager")
+
+
+@pytest.fixture(scope="session")
+def ranks() -> ModuleType:
+    """Nodes with several trainers each."""
+    return load("ranks")
+
+
+@pytest.fixture
+def make_node(tmp_path: Path, ranks: ModuleType) -> Iterator[Callable[..., Any]]:
+    """Makes the nodes of one run, and ends them."""
+    made: list[Any] = []
+    with tempfile.TemporaryDirectory(prefix="ub-") as folder:
+
+        def make(**options: Any) -> Any:
+            made.append(ranks.RankNode(Path(folder) / f"node{len(made)}", str(tmp_path / "run"), **options))
+            return made[-1]
+
+        yield make
+        for node in made:
+            node.close()
 
 
 @pytest.fixture

@@ -125,6 +125,8 @@ class ContinuedWriter:
 class AttemptWriter(ContinuedWriter):
     """Writes for an attempt of one rank."""
 
+    place = (0, 1)
+    """Rank and world size."""
     peers = 1
     """Ranks on this node whose parts belong together."""
 

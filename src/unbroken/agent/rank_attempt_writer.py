@@ -6,7 +6,6 @@ from unbroken.agent.attempt_writer import ContinuedWriter
 from unbroken.agent.local_ranks import LocalRanks
 from unbroken.checkpoint import HostState, Manifest, RankDurable, RankWriter, load_rank_part
 from unbroken.clock import Clock
-from unbroken.errors import StoreError
 from unbroken.journal import CheckpointRecord
 from unbroken.journal.events import CheckpointCommitted
 from unbroken.store.store import OnPiece
@@ -27,6 +26,11 @@ class RankAttemptWriter(ContinuedWriter):
         super().__init__(claim, self._writer, clock)
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Rank and world size."""
+        return self.rank, self.ranks.world_size
+
+    @property
     def peers(self) -> int:
         """Ranks on this node whose parts belong together."""
         return len(self.ranks.here)
@@ -44,14 +48,8 @@ class RankAttemptWriter(ContinuedWriter):
 
         Raises:
             FencedError: a later attempt owns the run.
-            StoreError: the storage failed, and the state may be written again; kind ``slot``: it is another rank's.
+            StoreError: the storage failed, and the state may be written again.
         """
-        if (state.rank, state.world_size) != (self.rank, self.ranks.world_size):
-            raise StoreError(
-                f"rank {self.rank} of {self.ranks.world_size} announced what rank {state.rank} of {state.world_size} "
-                "staged",
-                kind="slot",
-            )
         before = self._look_back(state)
         if before is not None:
             return before

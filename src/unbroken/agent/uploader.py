@@ -224,4 +224,10 @@ def _read(upload: Upload) -> HostState:
             f"holds step {state.step} of attempt {owner.attempt} of {owner.uri}",
             kind="slot",
         )
+    if (state.rank, state.world_size) != upload.writer.place:
+        rank, world_size = upload.writer.place
+        raise StoreError(
+            f"slot {number} of rank {rank} of {world_size} holds what rank {state.rank} of {state.world_size} staged",
+            kind="slot",
+        )
     return state
