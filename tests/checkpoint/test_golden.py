@@ -16,18 +16,21 @@ from typing import Any
 import msgspec
 import pytest
 from tests.checkpoint.conftest import Attempt, restore
+from tests.checkpoint.ranks import reassembled
 from tests.checkpoint.test_tree import shape_of
 
-from unbroken.checkpoint import encode_tree, read_metrics, read_tensors, verify_checkpoint
+from unbroken.checkpoint import decode_tree, encode_tree, read_metrics, read_tensors, verify_checkpoint
 from unbroken.checkpoint.committed import load_manifest
+from unbroken.errors import DamagedError
 from unbroken.journal import Journal
 from unbroken.store import open_store
 from unbroken.testing import flip_bit, truncate
 
 GOLDEN = Path(__file__).parent / "golden"
-V1 = GOLDEN / "v1"
+V1, V2 = GOLDEN / "v1", GOLDEN / "v2"
 READER = GOLDEN / "reader.py"
 SPECIFICATION = Path(__file__).parents[2] / "docs" / "spec" / "checkpoint-v1.md"
+SPECIFICATION_2 = SPECIFICATION.with_name("checkpoint-v2.md")
 
 
 def load_make() -> ModuleType:
@@ -86,6 +89,66 @@ def test_a_reader_written_from_the_specification_alone_reads_it_and_finds_every_
     assert found["values"] == {"loss": points(make.LOSSES), "accuracy": points(make.ACCURACIES)}
 
 
+def own_tensors(step: int) -> dict[str, list[Any]]:
+    return {f"rank{rank}/rng/torch": ["uint8", [3], bytes([rank, step, 255]).hex()] for rank in range(make.RANKS)}
+
+
+def without_own(step: int, tensors: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The tensors of the shared state; those of the ranks' own are looked at and taken out."""
+    assert tensors.items() >= own_tensors(step).items()
+    return {name: held for name, held in tensors.items() if name not in own_tensors(step)}
+
+
+def test_what_version_2_wrote_loads_for_ever() -> None:
+    store = open_store(str(V2))
+    state = Journal.open(store).state
+    assert [record.step for record in state.checkpoints] == list(make.STEPS)
+    for record in state.checkpoints:
+        manifest = load_manifest(store, record)
+        assert (manifest.format, manifest.world_size) == (2, make.RANKS)
+        assert shape_of(decode_tree(manifest.state)) == shape_of(make.tree(record.step))
+        assert [decode_tree(tree) for tree in manifest.locals] == [make.local(rank) for rank in range(make.RANKS)]
+        kinds = {each.name: (each.dtype, each.shape) for each in manifest.tensors}
+        found = {
+            name: [dtype, list(shape), data.hex()]
+            for name, (dtype, shape, data) in reassembled(store, manifest).items()
+        }
+        check_content(record.step, without_own(record.step, found))
+        assert {name: tuple(held[:2]) for name, held in found.items()} == kinds
+    assert read_metrics(store, state, state.checkpoints[-1]) == {"loss": make.LOSSES}
+
+
+def test_that_reader_reads_version_2_too(tmp_path: Path) -> None:
+    found = read_independently(V2)
+    assert (found["step"], found["passed_over"]) == (20, [])
+    check_content(20, without_own(20, found["tensors"]))
+    assert json.dumps(found["state"]) == json.dumps(encode_tree(make.tree(20)))
+    assert found["locals"] == [encode_tree(make.local(rank)) for rank in range(make.RANKS)]
+    assert found["values"] == {"loss": points(make.LOSSES)}
+    make.make_sharded(str(tmp_path / "made"))
+    assert read_independently(tmp_path / "made") == found
+
+
+@pytest.mark.parametrize("damage", ["rank record", "slice", "no record"])
+def test_damage_to_one_rank_s_part_is_found_by_all_readers(tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(V2, run)
+    store = open_store(str(run))
+    record = Journal.open(store).state.checkpoints[-1]
+    manifest = load_manifest(store, record)
+    if damage == "rank record":
+        flip_bit(store, manifest.ranks[2].key, 300)
+    elif damage == "slice":
+        flip_bit(store, manifest.packs[-1].key, -1)
+    else:
+        store.delete([manifest.ranks[1].key])
+    found = read_independently(run)
+    assert (found["step"], [step for step, _ in found["passed_over"]]) == (10, [20])
+    if damage != "slice":  # those are found where slices are read
+        with pytest.raises(DamagedError, match=manifest.ranks[1 if damage == "no record" else 2].key):
+            load_manifest(store, record)
+
+
 def test_that_reader_shares_no_code_with_the_package() -> None:
     imported = set()
     for node in ast.walk(ast.parse(READER.read_text())):
@@ -138,9 +201,9 @@ def test_that_reader_reads_what_is_written_today_and_believes_no_zombie(tmp_path
     assert {name: bytes.fromhex(data) for name, (_, _, data) in found["tensors"].items()} == ours.content
 
 
-def blocks() -> list[list[str]]:
-    """The fenced blocks of the specification's example."""
-    example = SPECIFICATION.read_text().partition("## An example")[2]
+def blocks(specification: Path = SPECIFICATION) -> list[list[str]]:
+    """The fenced blocks of a specification's example."""
+    example = specification.read_text().partition("## An example")[2]
     return [block.strip().splitlines() for block in re.findall(r"```(?:json)?\n(.*?)```", example, re.DOTALL)]
 
 
@@ -159,16 +222,26 @@ def test_the_example_of_the_specification_shows_the_golden_checkpoint() -> None:
         assert pack[at : at + len(row)] == row
 
 
+def test_the_example_of_specification_2_shows_the_golden_checkpoint() -> None:
+    record, (ranks,) = blocks(SPECIFICATION_2)
+    written = (V2 / "ranks/2/20/1-0000000b.json").read_text()
+    assert len(record) == 5
+    assert all(line in written for line in record if line != "...")
+    event = json.loads((V2 / "journal" / "00000000004.json").read_text())["event"]
+    assert (V2 / event["manifest"]).read_text().endswith(ranks)
+
+
 def test_the_specification_names_every_field_tag_and_element_type() -> None:
     from unbroken.checkpoint.dtypes import KNOWN
     from unbroken.checkpoint.manifest import Manifest, PackRecord, RankRecord, RankRef, Slice, TensorRecord
     from unbroken.checkpoint.tree import _DECODERS
 
-    text = SPECIFICATION.read_text()
+    text = SPECIFICATION.read_text() + SPECIFICATION_2.read_text()
     fields = [
         field.name
         for kind in (Manifest, PackRecord, RankRecord, Slice, TensorRecord)
         for field in msgspec.structs.fields(kind)
+        if field.name != "locals"  # it is never stored
     ]
     for word in (*fields, *KNOWN, *_DECODERS):
         assert f"`{word}`" in text, word

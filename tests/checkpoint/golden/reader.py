@@ -6,6 +6,7 @@ It shares no code with the package, so that a mistake made there in writing and 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -73,15 +74,34 @@ def named(run: Path, key: str, sha256: str) -> Any:
     check(path.is_file(), f"{key} is missing")
     check(hashlib.sha256(path.read_bytes()).hexdigest() == sha256, f"{key} is not what was committed")
     document = json.loads(path.read_bytes())
-    assert document["format"] == 1, "a newer format"
+    assert document["format"] in (1, 2), "a newer format"
     return document
 
 
 def read_tensor(run: Path, manifest: dict[str, Any], tensor: dict[str, Any]) -> bytes:
-    (piece,) = tensor["slices"]
-    assert piece["offset"] == [0] * len(tensor["shape"])
-    assert piece["shape"] == tensor["shape"]
-    length = math.prod(tensor["shape"]) * SIZES[tensor["dtype"]]
+    """The elements of all slices, each at its place."""
+    if manifest["format"] == 1:
+        (piece,) = tensor["slices"]
+        assert piece["offset"] == [0] * len(tensor["shape"])
+        assert piece["shape"] == tensor["shape"]
+    item, shape = SIZES[tensor["dtype"]], tensor["shape"]
+    elements: list[bytes] = [b""] * math.prod(shape)
+    for piece in tensor["slices"]:
+        data = read_slice(run, manifest, tensor, piece)
+        check(len(piece["offset"]) == len(piece["shape"]) == len(shape), f"a slice of {tensor['name']}")
+        for number, index in enumerate(itertools.product(*map(range, piece["shape"]))):
+            at = 0
+            for start, i, length in zip(piece["offset"], index, shape, strict=True):
+                check(0 <= start + i < length, f"a slice of {tensor['name']} is outside of it")
+                at = at * length + start + i
+            check(elements[at] == b"", f"slices of {tensor['name']} overlap")
+            elements[at] = data[number * item : (number + 1) * item]
+    check(all(elements) and bool(tensor["slices"]), f"elements of {tensor['name']} are missing")
+    return b"".join(elements)
+
+
+def read_slice(run: Path, manifest: dict[str, Any], tensor: dict[str, Any], piece: dict[str, Any]) -> bytes:
+    length = math.prod(piece["shape"]) * SIZES[tensor["dtype"]]
     check(piece["length"] == length and 0 <= piece["pack"] < len(manifest["packs"]), tensor["name"])
     pack = manifest["packs"][piece["pack"]]
     check(pack["header_size"] <= piece["start"] and piece["start"] + length <= pack["size"], tensor["name"])
@@ -103,7 +123,7 @@ def check_header_entry(run: Path, pack: dict[str, Any], tensor: dict[str, Any], 
     entry = json.loads(data[8 : 8 + size])[tensor["name"]]
     begin = piece["start"] - pack["header_size"]
     dtype = IN_HEADER.get(tensor["dtype"])
-    shape = tensor["shape"] if dtype else [piece["length"]]
+    shape = piece["shape"] if dtype else [piece["length"]]
     expected = {"dtype": dtype or "U8", "shape": shape, "data_offsets": [begin, begin + piece["length"]]}
     check(entry == expected, f"{tensor['name']} in the header of {pack['key']}")
 
@@ -124,20 +144,42 @@ def check_tree(node: Any, tensors: dict[str, bytes]) -> None:
 def load(run: Path, event: dict[str, Any]) -> dict[str, Any]:
     """One checkpoint, every byte of it checked."""
     manifest = named(run, event["manifest"], event["sha256"])
-    tensors = {tensor["name"]: read_tensor(run, manifest, tensor) for tensor in manifest["tensors"]}
-    check(len(tensors) == len(manifest["tensors"]), "a name that is there twice")
-    check_tree(manifest["state"], tensors)
     ranks = [named(run, rank["key"], rank["sha256"]) for rank in manifest["ranks"]]
     check([rank["rank"] for rank in ranks] == list(range(manifest["world_size"])), "the rank records")
-    if len(ranks) == 1:
+    if manifest["format"] == 2:
+        put_together(manifest, ranks)
+    tensors = {tensor["name"]: read_tensor(run, manifest, tensor) for tensor in manifest["tensors"]}
+    check(len(tensors) == len(manifest["tensors"]), "a name that is there twice")
+    check_tree([manifest["state"], [rank.get("local", {}) for rank in ranks]], tensors)
+    if manifest["format"] == 1:
         same = ("step", "attempt", "world_size", "tensors", "packs")
         check(all(ranks[0][name] == manifest[name] for name in same), "the rank record")
     kinds = {tensor["name"]: [tensor["dtype"], tensor["shape"]] for tensor in manifest["tensors"]}
     return {
         "step": manifest["step"],
         "state": manifest["state"],
+        "locals": [rank.get("local", {}) for rank in ranks],
         "tensors": {name: [*kinds[name], data.hex()] for name, data in tensors.items()},
     }
+
+
+def put_together(manifest: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+    """Make a manifest of format 2 like one of format 1, but for its slices."""
+    check(manifest["tensors"] == manifest["packs"] == [], "parts in the manifest")
+    whole: dict[str, dict[str, Any]] = {}
+    for rank in ranks:
+        same = ("format", "step", "attempt", "world_size")
+        check(all(rank[name] == manifest[name] for name in same), f"the record of rank {rank['rank']}")
+        check(rank.get("shared") == ranks[0].get("shared"), f"what rank {rank['rank']} shares")
+        for tensor in rank["tensors"]:
+            for piece in tensor["slices"]:
+                check(0 <= piece["pack"] < len(rank["packs"]), tensor["name"])
+                piece["pack"] += len(manifest["packs"])
+            held = whole.setdefault(tensor["name"], {**tensor, "slices": []})
+            check((held["dtype"], held["shape"]) == (tensor["dtype"], tensor["shape"]), tensor["name"])
+            held["slices"].extend(tensor["slices"])
+        manifest["packs"].extend(rank["packs"])
+    manifest["tensors"] = list(whole.values())
 
 
 def curve(run: Path, event: dict[str, Any], committed: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
