@@ -26,6 +26,7 @@ from unbroken.errors import (
 from unbroken.version import __version__
 
 if TYPE_CHECKING:
+    from unbroken import data
     from unbroken.checkpoint.retention import KeepBest, KeepEvery, KeepLast
     from unbroken.training.manager import CheckpointManager
     from unbroken.training.run import Run
@@ -37,6 +38,7 @@ _LAZY = {
     "KeepLast": "unbroken.checkpoint.retention",
     "Run": "unbroken.training.run",
 }
+_LAZY_MODULES = ("data",)
 
 __all__ = [
     "AccessError",
@@ -57,10 +59,13 @@ __all__ = [
     "StoreError",
     "UnbrokenError",
     "__version__",
+    "data",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in _LAZY_MODULES:
+        return import_module(f"unbroken.{name}")
     raise AttributeError(f"module 'unbroken' has no attribute {name!r}")
