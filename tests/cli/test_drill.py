@@ -28,6 +28,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--store", "s3://bucket", "--", "true"], "names no path below the S3 bucket"),
         (["--store", "ftp://host/path", "--", "true"], "unknown scheme 'ftp'"),
         (["--spot", "cheap", "--", "true"], "cheap"),
+        (["--nodes", "0"], "nodes"),
+        (["--nodes", "2", "--", "true"], "'true' is not Python"),
+        (["--ranks-per-node", "2", "--", "torchrun", "train.py"], "'torchrun' is not Python"),
+        (["--ranks-per-node", "2", "--", "python", "-c", "pass"], "'-c' after 'python' is neither a script"),
+        (["--nodes", "999", "--", "python", "train.py"], "999 nodes"),
     ],
 )
 def test_options_that_make_no_sense_are_configuration_errors(

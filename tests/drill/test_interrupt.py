@@ -14,7 +14,7 @@ import pytest
 
 from unbroken.agent.runtime import AgentStatus, TrainerStatus
 from unbroken.drill.interrupt import Made, Striker, sightings, without_effect
-from unbroken.drill.schedule import Kind, Strike
+from unbroken.drill.schedule import SAYS, Kind, Strike
 from unbroken.journal.events import Notice
 from unbroken.link.progress import ProgressPage
 from unbroken.testing import EC2MetadataService, FakeClock
@@ -23,8 +23,9 @@ from unbroken.testing import EC2MetadataService, FakeClock
 class StandIn:
     """What the striker sees of a launch: a status that the test sets, and what was done to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, node: int = 0) -> None:
         self.number = 1
+        self.node = node
         self.folder = folder
         self.said: AgentStatus | None = None
         self.signals: list[int] = []
@@ -32,9 +33,9 @@ class StandIn:
         self.pages: list[ProgressPage] = []
 
     def attempt(self, number: int, pid: int = 0) -> ProgressPage:
-        page = ProgressPage(self.folder / f"{number}.progress", create=True)
+        page = ProgressPage(self.folder / f"{number}-{self.node}.progress", create=True)
         self.pages.append(page)
-        self.said = AgentStatus(1, 2, "uri", number, [TrainerStatus(0, pid, str(page.path))])
+        self.said = AgentStatus(1, 2, "uri", number, [TrainerStatus(2 * self.node, pid, str(page.path))])
         return page
 
     def status(self) -> AgentStatus | None:
@@ -81,7 +82,7 @@ def at(page: ProgressPage, step: int) -> None:
 
 def striker(metadata: EC2MetadataService, clock: FakeClock, *strikes: Strike) -> tuple[Any, Heard]:
     heard = Heard()
-    return Striker(list(strikes), metadata, heard, clock), heard
+    return Striker(list(strikes), [metadata], heard, clock), heard
 
 
 def test_it_strikes_after_step_and_delay_and_not_before(launch: Any, metadata: EC2MetadataService) -> None:
@@ -154,6 +155,53 @@ def test_a_trainer_that_was_gone_already_was_not_struck(launch: Any, metadata: E
     striking.watch(launch)
     assert (striking.made, heard.strikes) == ([], [])
     striking.ended(launch)
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Any]]:
+    stand_ins = [StandIn(tmp_path, node) for node in range(2)]
+    yield stand_ins
+    for stand_in in stand_ins:
+        for page in stand_in.pages:
+            page.close()
+
+
+@pytest.mark.parametrize(("kind", "signals", "kills"), [("sigterm", 1, 0), ("kill-both", 0, 1), ("ec2-notice", 0, 0)])
+def test_one_node_alone_is_struck_by_its_own_progress(nodes: list[Any], kind: Kind, signals: int, kills: int) -> None:
+    with EC2MetadataService() as first, EC2MetadataService() as second:
+        heard, clock = Heard(), FakeClock()
+        striking = Striker([Strike(kind, 20, 0.0, node=1)], [first, second], heard, clock)  # type: ignore[arg-type]
+        pages = [node.attempt(1) for node in nodes]
+        at(pages[0], 20)
+        at(pages[1], 19)
+        for node in nodes:
+            striking.watch(node)
+        assert heard.strikes == []
+        at(pages[1], 20)
+        for node in nodes:
+            striking.watch(node)
+        assert heard.strikes == [(kind, 20)]
+        assert (nodes[0].signals, nodes[0].killed) == ([], 0)
+        assert (len(nodes[1].signals), nodes[1].killed) == (signals, kills)
+        assert (announced(first), announced(second)) == (False, kind == "ec2-notice")
+        assert sightings(striking)[1].cause == f"{SAYS[kind]} on node 1"
+        for node in nodes:
+            striking.ended(node)
+        assert announced(second) is False
+
+
+def announced(service: EC2MetadataService) -> bool:
+    return "/latest/meta-data/spot/instance-action" in service._documents
+
+
+def test_of_several_nodes_the_step_that_any_completed_counts(nodes: list[Any]) -> None:
+    with EC2MetadataService() as first, EC2MetadataService() as second:
+        striking = Striker([], [first, second], Heard(), FakeClock())  # type: ignore[arg-type]
+        for node, step in zip(nodes, (31, 30), strict=True):
+            at(node.attempt(1), step)
+            striking.watch(node)
+            striking.ended(node)
+        assert (striking.sightings[1].last_step, striking.sightings[1].last_step_at) == (31, 1031.0)
 
 
 def made(kind: Kind, attempt: int) -> Made:

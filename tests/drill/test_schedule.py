@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.drill.schedule import KINDS, draw_schedule
+from unbroken.drill.schedule import KINDS, Strike, draw_schedule
 from unbroken.errors import ConfigError
 
 
@@ -27,6 +27,27 @@ def test_no_kind_comes_a_second_time_more_often_than_another(seed: int, count: i
     schedule = draw_schedule(seed=seed, count=count, first_save=10, until=1000, step_seconds=0.1)
     times = [sum(strike.kind == kind for strike in schedule) for kind in KINDS]
     assert max(times) - min(times) <= 1
+
+
+@given(seed=st.integers(), count=st.integers(4, 12), nodes=st.integers(1, 6))
+def test_no_node_is_struck_a_second_time_before_each_was_struck_once(seed: int, count: int, nodes: int) -> None:
+    schedule = draw_schedule(seed=seed, count=count, first_save=10, until=1000, step_seconds=0.1, nodes=nodes)
+    times = [sum(strike.node == node for strike in schedule) for node in range(nodes)]
+    assert sum(times) == count
+    assert max(times) - min(times) <= 1
+
+
+def test_the_number_of_nodes_changes_nothing_else() -> None:
+    def moments(nodes: int) -> object:
+        drawn = draw_schedule(seed=7, count=5, first_save=20, until=300, step_seconds=0.1, nodes=nodes)
+        return [(strike.kind, strike.step, strike.delay) for strike in drawn]
+
+    assert moments(1) == moments(4)
+
+
+def test_an_interruption_names_its_node_where_there_are_several() -> None:
+    strike = Strike("sigterm", 20, 0.0, node=1)
+    assert (strike.describe(1), strike.describe(2)) == ("SIGTERM", "SIGTERM on node 1")
 
 
 def test_a_seed_repeats_its_schedule_and_another_does_not() -> None:

@@ -10,6 +10,7 @@ from unbroken.drill.compare import Comparison, Difference, Group
 from unbroken.drill.drill import DrillResult
 from unbroken.drill.schedule import Strike
 from unbroken.drill.text import print_result
+from unbroken.engine import Layout
 from unbroken.report import AttemptLine, Cost
 from unbroken.report.text import make_console
 
@@ -24,11 +25,11 @@ def attempt(number: int, cause: str) -> AttemptLine:
 
 def result(
     *differences: Difference, missed: list[Strike] | None = None, unseeded: list[str] | None = None,
-    deterministic: bool | None = None,
+    deterministic: bool | None = None, layout: Layout | None = None,
 ) -> DrillResult:  # fmt: skip
     groups = [Group("model", 2, 0, 1024, len(differences)), Group("logged values", 0, 600)]
     return DrillResult(
-        seed=1, command=["train"], baseline_uri="a", interrupted_uri="b", schedule=[],
+        seed=1, command=["train"], layout=layout or Layout(), baseline_uri="a", interrupted_uri="b", schedule=[],
         attempts=[] if deterministic is False else [attempt(1, "SIGTERM"), attempt(2, "finished")],
         comparison=Comparison(groups, list(differences), unseeded or []),
         on_demand=Cost(3600.0, 25.0, "USD"), spot=Cost(4500.0, 8.0, "USD"), lost_seconds=11.0,
@@ -88,6 +89,11 @@ def test_an_interruption_without_effect_is_told_and_fails_the_drill() -> None:
     found = result(missed=[Strike("ec2-notice", 290, 0.0)])
     assert not found.passed
     assert "two-minute EC2 notice at step 290 had no effect" in printed(found)
+
+
+def test_with_several_nodes_the_one_that_was_not_interrupted_is_named() -> None:
+    found = result(missed=[Strike("sigterm", 290, 0.0, node=2)], layout=Layout(3, 1))
+    assert "SIGTERM on node 2 at step 290 had no effect" in printed(found)
 
 
 def test_an_unseeded_generator_is_noted() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unbroken.checkpoint import load_manifest, read_metrics
-from unbroken.drill.example import example_command
+from unbroken.drill.example import choose_example
 from unbroken.journal import Journal
 from unbroken.store import open_store
 
@@ -46,7 +46,7 @@ def test_the_readme_shows_the_whole_change() -> None:
 
 
 def test_the_drill_trains_this_very_script() -> None:
-    assert Path(example_command()[1]).samefile(GPT / "train.py")
+    assert Path(choose_example(1).command()[1]).samefile(GPT / "train.py")
 
 
 @pytest.mark.slow

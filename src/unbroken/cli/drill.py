@@ -21,6 +21,7 @@ from unbroken.errors import EXIT_FAILED, NotFoundError
 
 if TYPE_CHECKING:
     from unbroken.drill import DrillPlan, DrillResult
+    from unbroken.engine import Layout
 
 _ON_DEMAND, _SPOT, _CURRENCY = 25.0, 8.33, "USD"
 """Prices of an hour where none are given: of the order of an eight-GPU machine. The output calls them assumed."""
@@ -36,6 +37,11 @@ could not be made, or a training failed; 78 the command cannot be drilled."""
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the moments of the interruptions.")
 @click.option("--interruptions", type=click.IntRange(4), default=5, show_default=True, metavar="N", help="At least 4.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Rehearse so many.")
+@click.option(
+    "--ranks-per-node", type=click.IntRange(1), default=1, show_default=True, metavar="M",
+    help="Started by torchrun where there is more than one rank in all.",
+)  # fmt: skip
 @click.option("--store", metavar="URI", help="Folder or bucket path for the two runs; by default ./drill.")
 @click.option("--every", default="", metavar="CADENCE", help="How often to save; outranks the script's.")
 @click.option("--on-demand", type=click.FloatRange(0), metavar="PRICE", help="Of an hour on demand.")
@@ -48,6 +54,8 @@ could not be made, or a training failed; 78 the command cannot be drilled."""
 def drill(
     seed: int,
     interruptions: int,
+    nodes: int,
+    ranks_per_node: int,
     store: str | None,
     every: str,
     on_demand: float | None,
@@ -63,16 +71,23 @@ def drill(
     COMMAND is a training (unbroken drill -- python train.py ...), or a job file (unbroken drill job.yaml), or
     nothing: then a small GPT is trained here. The interruptions are a two-minute notice from a local EC2 metadata
     service, SIGTERM, SIGKILL of the trainer, and SIGKILL of trainer and agent, at moments drawn from --seed.
+
+    With --nodes or --ranks-per-node, N nodes of M ranks are rehearsed on this machine, each node with an agent of its
+    own, and each interruption is that of one node. COMMAND is then written as for one rank, without torchrun.
     """
     from unbroken.drill import DrillPlan
+    from unbroken.engine import Layout
 
-    subject = _subject(command)
+    layout = Layout(nodes, ranks_per_node)
+    subject = _subject(command, layout)
+    layout.check(subject.command)
     where, logs = _places(store)
     hourly = _first(on_demand, subject.on_demand), _first(spot, subject.spot)
     plan = DrillPlan(
         command=subject.command,
         store=where,
         logs=logs,
+        layout=layout,
         seed=seed,
         interruptions=interruptions,
         every=every or subject.every,
@@ -103,11 +118,12 @@ class _Subject:
     currency: str = ""
 
 
-def _subject(command: tuple[str, ...]) -> _Subject:
+def _subject(command: tuple[str, ...], layout: Layout) -> _Subject:
     if not command:
-        from unbroken.drill.example import EVERY, example_command
+        from unbroken.drill.example import choose_example
 
-        return _Subject(example_command(), every=EVERY)
+        example = choose_example(layout.ranks)
+        return _Subject(example.command(), every=example.every, environment=example.environment)
     if len(command) == 1 and command[0].endswith((".yaml", ".yml")):
         return _from_job(Path(command[0]))
     return _Subject(list(command))
@@ -162,15 +178,22 @@ def _run(plan: DrillPlan, *, as_json: bool, assumed: bool) -> int:
     from unbroken.report.text import make_console
 
     console = make_console(sys.stderr if as_json else None)
-    console.print(f"Drill of `{shlex.join(plan.command)}`", markup=False)
+    console.print(f"Drill of `{shlex.join(plan.command)}`{_laid_out(plan.layout)}", markup=False)
     console.print(f"  runs below {plan.store}, logs in {plan.logs}, seed {plan.seed}", markup=False)
-    with Narrator(console, SYSTEM_CLOCK) as narrator:
+    with Narrator(console, SYSTEM_CLOCK, plan.layout.nodes) as narrator:
         result = run_drill(plan, narrator)
     if as_json:
         click.echo(_as_json(result, assumed))
     else:
         print_result(console, result, assumed_prices=assumed)
     return 0 if result.passed else EXIT_FAILED
+
+
+def _laid_out(layout: Layout) -> str:
+    if layout.ranks == 1:
+        return ""
+    nodes = f"{layout.nodes} node{'s' * (layout.nodes > 1)}"
+    return f" on {nodes} of {layout.ranks_per_node} rank{'s' * (layout.ranks_per_node > 1)}"
 
 
 def _as_json(result: DrillResult, assumed: bool) -> str:
@@ -187,6 +210,8 @@ def _as_json(result: DrillResult, assumed: bool) -> str:
         "identical": found.identical,
         "seed": result.seed,
         "command": result.command,
+        "nodes": result.layout.nodes,
+        "ranks_per_node": result.layout.ranks_per_node,
         "runs": {"undisturbed": result.baseline_uri, "interrupted": result.interrupted_uri},
         "deterministic": result.deterministic,
         "interruptions": result.schedule,

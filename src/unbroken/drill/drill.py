@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from unbroken.drill.compare import Comparison, compare_runs
 from unbroken.drill.interrupt import Made, Striker, sightings, without_effect
 from unbroken.drill.schedule import Strike, draw_schedule
 from unbroken.drill.watching import Listener, Onlooker
-from unbroken.engine import AgentSettings, Launch, LocalEngine
+from unbroken.engine import AgentSettings, Launch, Layout, LocalGang
 from unbroken.errors import EXIT_CONFIG, EXIT_FAILED, ChildError, ConfigError, NotFoundError
 from unbroken.journal import Journal
 from unbroken.report import AttemptLine, Cost, build_timeline, lost_seconds
@@ -31,15 +33,17 @@ class DrillPlan:
     command: Sequence[str]
     store: str
     logs: Path
+    layout: Layout = field(default_factory=Layout)
+    """Nodes and ranks of both trainings."""
     seed: int = 1
     interruptions: int = 5
     every: str = ""
     grace: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     on_demand: float = 0.0
-    """Price of an hour, in ``currency``; the undisturbed training is paid at it."""
+    """Price of an hour of a node, in ``currency``; the undisturbed training is paid at it."""
     spot: float = 0.0
-    """Price of an hour; the interrupted training is paid at it."""
+    """Price of an hour of a node; the interrupted training is paid at it."""
     currency: str = "USD"
     timeout: float = 3600.0
     """Seconds for each training."""
@@ -52,6 +56,7 @@ class DrillResult(msgspec.Struct):
 
     seed: int
     command: list[str]
+    layout: Layout
     baseline_uri: str
     interrupted_uri: str
     schedule: list[Strike]
@@ -80,16 +85,21 @@ def run_drill(plan: DrillPlan, listener: Listener, clock: Clock = SYSTEM_CLOCK) 
     """Drill.
 
     Raises:
-        ConfigError: the command never opens a run (kind ``no-run``), or its training is too short (``too-short``).
+        ConfigError: the command never opens a run (kind ``no-run``), its training is too short (``too-short``), or it
+            cannot be laid out as several ranks (``command``, ``nodes``).
         ChildError: a training failed or was not finished in time.
         DamagedError: a final checkpoint does not verify.
     """
-    with EC2MetadataService(clock=clock) as metadata:
+    plan.layout.check(plan.command)
+    with ExitStack() as services:
+        metadata = [services.enter_context(EC2MetadataService(clock=clock)) for _ in range(plan.layout.nodes)]
         return _Drill(plan, listener, clock, metadata).run()
 
 
 class _Drill:
-    def __init__(self, plan: DrillPlan, listener: Listener, clock: Clock, metadata: EC2MetadataService) -> None:
+    def __init__(
+        self, plan: DrillPlan, listener: Listener, clock: Clock, metadata: Sequence[EC2MetadataService]
+    ) -> None:
         self._plan = plan
         self._listener = listener
         self._clock = clock
@@ -116,7 +126,7 @@ class _Drill:
             launches = engine.run(onlooker)
         except ChildError as error:
             raise self._explained(name, error) from error
-        self._listener.phase_ended(_paid(launches))
+        self._listener.phase_ended(_passed(launches))
         return self._journal(name), launches
 
     def _schedule(self, baseline: Journal) -> list[Strike]:
@@ -131,6 +141,7 @@ class _Drill:
             first_save=first,
             until=until,
             step_seconds=seconds / max(1, until),
+            nodes=self._plan.layout.nodes,
         )
 
     def _interrupted(self, schedule: list[Strike]) -> tuple[Journal, _Interrupted]:
@@ -141,7 +152,7 @@ class _Drill:
         )
         self._listener.phase("Interrupted training")
         launches = engine.run(striker)
-        self._listener.phase_ended(_paid(launches))
+        self._listener.phase_ended(_passed(launches))
         journal = self._journal("interrupted")
         lines = build_timeline(journal.entries, journal.state, sightings(striker))
         return journal, _Interrupted(lines, _paid(launches), striker.made)
@@ -164,6 +175,7 @@ class _Drill:
         return DrillResult(
             seed=plan.seed,
             command=list(plan.command),
+            layout=plan.layout,
             baseline_uri=baseline.store.uri,
             interrupted_uri=other.store.uri,
             schedule=schedule,
@@ -178,7 +190,7 @@ class _Drill:
 
     def _engine(
         self, name: str, *, price: float, max_starts: int, max_restarts: int, no_progress: int | None = None
-    ) -> LocalEngine:
+    ) -> LocalGang:
         plan = self._plan
         settings = AgentSettings(
             uri=self._uri(name),
@@ -190,16 +202,20 @@ class _Drill:
             max_restarts=max_restarts,
             no_progress_limit=no_progress,
         )
-        environment = {
-            **plan.environment,
-            "AWS_EC2_METADATA_SERVICE_ENDPOINT": self._metadata.endpoint,
+        environments = [self._environment(service) for service in self._metadata]
+        return LocalGang(
+            lambda: plan.layout.lay_out(plan.command, environments), settings, name=shlex.join(plan.command),
+            logs=plan.logs, prefix=name, max_starts=max_starts, timeout=plan.timeout, clock=self._clock,
+        )  # fmt: skip
+
+    def _environment(self, metadata: EC2MetadataService) -> dict[str, str]:
+        """Of one node."""
+        return {
+            **self._plan.environment,
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.endpoint,
             "AWS_EC2_METADATA_DISABLED": "false",
             "UNBROKEN_NOTICE_POLL": _NOTICE_POLL,
         }
-        return LocalEngine(
-            plan.command, settings, logs=plan.logs, prefix=name, environment=environment,
-            max_starts=max_starts, timeout=plan.timeout, clock=self._clock,
-        )  # fmt: skip
 
     def _uri(self, name: str) -> str:
         return f"{self._plan.store.rstrip('/')}/{name}"
@@ -227,7 +243,7 @@ def _no_run(what: str, seen: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class _Interrupted:
-    """What is known after the second training. ``paid`` is in seconds."""
+    """What is known after the second training. ``paid`` is in seconds of nodes."""
 
     timeline: list[AttemptLine]
     paid: float
@@ -235,5 +251,13 @@ class _Interrupted:
 
 
 def _paid(launches: Sequence[Launch]) -> float:
-    """Seconds for which a machine was held: from each start of an agent to its end."""
+    """Seconds for which nodes were held: from each start of an agent to its end."""
     return sum(launch.seconds for launch in launches)
+
+
+def _passed(launches: Sequence[Launch]) -> float:
+    """Seconds during which any node was held."""
+    longest: dict[int, float] = {}
+    for launch in launches:
+        longest[launch.number] = max(launch.seconds, longest.get(launch.number, 0.0))
+    return sum(longest.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -10,7 +11,7 @@ import psutil
 
 from unbroken.agent.runtime import AgentStatus
 from unbroken.clock import Clock
-from unbroken.drill.schedule import SAYS, Strike
+from unbroken.drill.schedule import Strike
 from unbroken.drill.watching import Listener, Onlooker
 from unbroken.engine import Launch
 from unbroken.journal import AttemptRecord, RunState
@@ -41,13 +42,16 @@ class Striker(Onlooker):
 
     Args:
         schedule: in the order of the steps.
-        metadata: the metadata service that the run's agents ask.
+        metadata: the metadata services that the run's agents ask, one for each node.
         listener: told of everything.
         clock: for delays.
     """
 
-    def __init__(self, schedule: list[Strike], metadata: EC2MetadataService, listener: Listener, clock: Clock) -> None:
+    def __init__(
+        self, schedule: list[Strike], metadata: Sequence[EC2MetadataService], listener: Listener, clock: Clock
+    ) -> None:
         super().__init__(listener, clock)
+        self.nodes = len(metadata)
         self.made: list[Made] = []
         self._schedule = schedule
         self._metadata = metadata
@@ -61,7 +65,9 @@ class Striker(Onlooker):
         if self.made and status.attempt <= self.made[-1].attempt:
             return  # that attempt was struck already and is on its way out
         strike = self._schedule[len(self.made)]
-        progress = self.look(status)
+        if strike.node != launch.node:
+            return
+        progress = self.look(launch, status)
         if progress is None or progress.step < strike.step:
             return
         now = self._clock.monotonic()
@@ -73,13 +79,13 @@ class Striker(Onlooker):
 
     def ended(self, launch: Launch) -> None:
         super().ended(launch)
-        self._metadata.clear()  # the next attempt runs on another machine
+        self._metadata[launch.node].clear()  # the next attempt runs on another machine
         self._due_at = None
 
     def _strike(self, strike: Strike, launch: Launch, status: AgentStatus) -> None:
         if not self._deliver(strike, launch, status):
             return  # it was gone already; the next attempt is struck instead
-        progress = self.look(status)
+        progress = self.look(launch, status)
         step = progress.step if progress else strike.step
         if progress is not None:
             self._see(status.attempt, progress)
@@ -89,7 +95,7 @@ class Striker(Onlooker):
     def _deliver(self, strike: Strike, launch: Launch, status: AgentStatus) -> bool:
         match strike.kind:
             case "ec2-notice":
-                self._metadata.interrupt(seconds=_NOTICE_SECONDS)
+                self._metadata[launch.node].interrupt(seconds=_NOTICE_SECONDS)
                 return True
             case "sigterm":
                 return launch.signal(signal.SIGTERM)
@@ -118,7 +124,9 @@ def sightings(striker: Striker) -> dict[int, Sighting]:
     for made in striker.made:
         if made.attempt in seen:
             seen[made.attempt] = msgspec.structs.replace(
-                seen[made.attempt], cause=SAYS[made.strike.kind], ended_at=made.at if made.kills else None
+                seen[made.attempt],
+                cause=made.strike.describe(striker.nodes),
+                ended_at=made.at if made.kills else None,
             )
     return seen
 

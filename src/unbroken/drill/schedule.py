@@ -26,19 +26,27 @@ _TAIL_SECONDS = 1.5
 
 
 class Strike(msgspec.Struct, frozen=True):
-    """One interruption: ``kind``, once ``step`` steps are completed and ``delay`` seconds have passed since."""
+    """One interruption: ``kind``, once ``step`` steps are completed and ``delay`` seconds have passed since, of node
+    ``node`` alone, counted from 0."""
 
     kind: Kind
     step: int
     delay: float
+    node: int = 0
+
+    def describe(self, nodes: int) -> str:
+        """In words, short enough for a table; with the node where there are several."""
+        return f"{SAYS[self.kind]} on node {self.node}" if nodes > 1 else SAYS[self.kind]
 
 
-def draw_schedule(*, seed: int, count: int, first_save: int, until: int, step_seconds: float) -> list[Strike]:
+def draw_schedule(
+    *, seed: int, count: int, first_save: int, until: int, step_seconds: float, nodes: int = 1
+) -> list[Strike]:
     """Draw interruptions, in the order of their steps.
 
     The steps between the first save and the end are divided into ``count`` parts of equal length, and one step is
     drawn from the middle of each: random, but never two at once. No kind comes twice before each has come once,
-    though the order is drawn as well.
+    though the order is drawn as well; and no node before each was interrupted once.
 
     Args:
         seed: equal seeds and arguments give equal schedules.
@@ -46,6 +54,7 @@ def draw_schedule(*, seed: int, count: int, first_save: int, until: int, step_se
         first_save: the step of the first checkpoint.
         until: the step at which the training ends.
         step_seconds: how long one step takes; the delay after a step is shorter than that.
+        nodes: how many there are.
 
     Raises:
         ConfigError: fewer than four, or the training is too short for so many.
@@ -66,7 +75,9 @@ def draw_schedule(*, seed: int, count: int, first_save: int, until: int, step_se
         )  # fmt: skip
     steps = [first_save + math.ceil(part * (i + rng.uniform(0.15, 0.85))) for i in range(count)]
     delays = [round(rng.random() * step_seconds, 4) for _ in range(count)]
-    return [Strike(kind, step, delay) for kind, step, delay in zip(_kinds(rng, count), steps, delays, strict=True)]
+    kinds = _kinds(rng, count)
+    drawn = zip(kinds, steps, delays, _nodes(rng, count, nodes), strict=True)
+    return [Strike(kind, step, delay, node) for kind, step, delay, node in drawn]
 
 
 def _tail(until: int, first_save: int, step_seconds: float) -> int:
@@ -83,3 +94,10 @@ def _kinds(rng: random.Random, count: int) -> list[Kind]:
     kinds = first + rest
     rng.shuffle(kinds)
     return kinds
+
+
+def _nodes(rng: random.Random, count: int, nodes: int) -> list[int]:
+    drawn: list[int] = []
+    while len(drawn) < count:
+        drawn += rng.sample(range(nodes), nodes)
+    return drawn[:count]

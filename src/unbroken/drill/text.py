@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from unbroken.clock import Clock, format_duration
 from unbroken.drill.compare import Comparison
 from unbroken.drill.drill import DrillResult
-from unbroken.drill.schedule import SAYS, Strike
+from unbroken.drill.schedule import Strike
 from unbroken.report.cost import money
 from unbroken.report.text import attempts_table, format_size, make_table
 
@@ -23,11 +23,15 @@ class Narrator:
     """A :class:`~unbroken.drill.Listener` that writes to a console: a live bar on a terminal, otherwise plain lines.
 
     A context manager: leaving it ends the bar.
+
+    Args:
+        nodes: of the training; where there are several, each interruption names its own.
     """
 
-    def __init__(self, console: Console, clock: Clock) -> None:
+    def __init__(self, console: Console, clock: Clock, nodes: int = 1) -> None:
         self._console = console
         self._clock = clock
+        self._nodes = nodes
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._line_at = 0.0
@@ -53,7 +57,8 @@ class Narrator:
 
     def launched(self, number: int) -> None:
         if number > 1:
-            self._say(f"  start {number}: the agent is started again")
+            who = "the agent is" if self._nodes == 1 else f"the agents of all {self._nodes} nodes are"
+            self._say(f"  start {number}: {who} started again")
 
     def progress(self, step: int, until: int, attempt: int) -> None:
         if self._bar is not None:
@@ -67,7 +72,7 @@ class Narrator:
             self._say(f"  step {step} of {until}")
 
     def struck(self, strike: Strike, step: int, number: int, count: int) -> None:
-        self._say(f"  interruption {number} of {count} at step {step}: {SAYS[strike.kind]}")
+        self._say(f"  interruption {number} of {count} at step {step}: {strike.describe(self._nodes)}")
 
     def phase_ended(self, seconds: float) -> None:
         self._end_bar()
@@ -98,7 +103,8 @@ def print_result(console: Console, result: DrillResult, *, assumed_prices: bool)
         _print_cost(console, result, assumed_prices)
     _print_differences(console, result)
     for strike in result.missed:
-        console.print(f"[red]not interrupted:[/red] {SAYS[strike.kind]} at step {strike.step} had no effect")
+        what = strike.describe(result.layout.nodes)
+        console.print(f"[red]not interrupted:[/red] {what} at step {strike.step} had no effect")
     if result.missed:
         console.print("  The training reached its end first. Train for more steps, or try another --seed")
     if result.comparison.identical:

@@ -22,7 +22,7 @@ class Listener(Protocol):
         """A training begins."""
 
     def launched(self, number: int) -> None:
-        """An agent was started; 1 is the first of this phase."""
+        """An agent was started, or those of all nodes together; 1 is the first of this phase."""
 
     def progress(self, step: int, until: int, attempt: int) -> None:
         """The training has completed ``step`` of ``until`` steps."""
@@ -49,47 +49,51 @@ class Onlooker:
         self.sightings: dict[int, Sighting] = {}
         self._listener = listener
         self._clock = clock
-        self._page: tuple[str, int, ProgressPage] | None = None
+        self._pages: dict[int, tuple[str, int, ProgressPage]] = {}
+        """Of each node's first trainer: path, attempt, page."""
         self._told_at = float("-inf")
 
     def started(self, launch: Launch) -> None:
-        self._listener.launched(launch.number)
+        if launch.node == 0:
+            self._listener.launched(launch.number)
 
     def watch(self, launch: Launch) -> None:
         status = launch.status()
         if status is not None and status.attempt and status.trainers:
-            progress = self.look(status)
+            progress = self.look(launch, status)
             if progress is not None:
-                self._note(status.attempt, progress)
+                self._note(launch, status.attempt, progress)
 
-    def ended(self, launch: Launch) -> None:  # noqa: ARG002 - the face of a Watcher
+    def ended(self, launch: Launch) -> None:
         """Keep the last word of the attempt that was going on: the page outlives its writer."""
-        if self._page is not None:
-            _, attempt, page = self._page
+        if launch.node in self._pages:
+            _, attempt, page = self._pages.pop(launch.node)
             progress = page.read()
             if progress is not None:
                 self._see(attempt, progress)
             page.close()
-            self._page = None
 
-    def look(self, status: AgentStatus) -> Progress | None:
-        """What the first trainer's page says now."""
+    def look(self, launch: Launch, status: AgentStatus) -> Progress | None:
+        """What the page of this node's first trainer says now."""
         trainer = min(status.trainers, key=lambda one: one.rank)
-        if self._page is None or self._page[:2] != (trainer.progress, status.attempt):
-            if self._page is not None:
-                self._page[2].close()
-                self._page = None
+        known = self._pages.get(launch.node)
+        if known is None or known[:2] != (trainer.progress, status.attempt):
+            if known is not None:
+                self._pages.pop(launch.node)[2].close()
             if not trainer.progress or not Path(trainer.progress).is_file():
                 return None
-            self._page = (trainer.progress, status.attempt, ProgressPage(Path(trainer.progress)))
-        return self._page[2].read()
+            known = (trainer.progress, status.attempt, ProgressPage(Path(trainer.progress)))
+            self._pages[launch.node] = known
+        return known[2].read()
 
-    def _note(self, attempt: int, progress: Progress) -> None:
+    def _note(self, launch: Launch, attempt: int, progress: Progress) -> None:
         self._see(attempt, progress)
         now = self._clock.monotonic()
-        if now - self._told_at >= _TELL_SECONDS:
+        if launch.node == 0 and now - self._told_at >= _TELL_SECONDS:
             self._told_at = now
             self._listener.progress(progress.step, progress.until, attempt)
 
     def _see(self, attempt: int, progress: Progress) -> None:
-        self.sightings[attempt] = Sighting(progress.step, progress.at)
+        seen = self.sightings.get(attempt)
+        if seen is None or progress.step > seen.last_step:  # nodes complete a step one after the other
+            self.sightings[attempt] = Sighting(progress.step, progress.at)
