@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,7 @@ class RankNode:
         self.events: queue.Queue[Event] = queue.Queue()
         self.arena = Arena()
         claims = Claims(Origin(folder.name, os.getpid()), ["train"], 5, clock)
+        self.claims = claims
         self.session = Session(self.path, claims, self.arena, self.events.put, clock, upload_patience=10.0)
         self.trainers: list[RankTrainer] = []
 
@@ -134,6 +136,14 @@ class RankNode:
             os.close(trainer.channel.take_descriptor())
         trainer.channel.send(Restored(0, 0.0, 0))
         return trainer
+
+    def gather(self, parts: int) -> None:
+        """Wait until as many ranks wait for the commit of one step."""
+        deadline = time.monotonic() + 20
+        gathering = self.session._uploader._gathering
+        while not any(len(save.parts) == parts for save in list(gathering._saves.values())):
+            assert time.monotonic() < deadline, f"{parts} parts did not come"
+            time.sleep(0.01)
 
     def until(self, kind: type) -> Any:
         while not isinstance(event := self.events.get(timeout=20), kind):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unbroken.agent import gathering
-from unbroken.agent.events import Durable, Fenced, Trouble
+from unbroken.agent.events import Departed, Durable, Fenced, Trouble
 from unbroken.checkpoint import RankWriter, load_manifest, read_tensors, verify_checkpoint
 from unbroken.errors import StoreError
 from unbroken.journal import CheckpointRecord, Origin
@@ -132,7 +132,7 @@ def test_older_step_is_given_up_once_a_newer_one_is_committed(make_node: MakeNod
 def test_rank_that_cannot_be_saved_ends_the_save_for_the_others_of_its_node(make_node: MakeNode) -> None:
     here, _, trainers = two_nodes(make_node)
     trainers[0].save(4)
-    await_files(Path(here.uri) / "ranks" / "1" / "4", 1)
+    here.gather(1)
     trainers[1].save(4, rank=3)
     assert trainers[1].failure().kind == "slot"
     failure = trainers[0].failure()
@@ -188,7 +188,8 @@ def test_replaced_attempt_commits_nothing_and_its_trainers_hear_of_it(make_node:
     here, there, trainers = two_nodes(make_node)
     for trainer in trainers[:3]:
         trainer.save(4)
-    await_files(Path(here.uri) / "ranks" / "1" / "4", 3)
+    here.gather(2)
+    there.gather(1)
     here.journal().claim(Origin("elsewhere", 1))
     trainers[3].save(4)
     assert {trainer.failure().error for trainer in trainers[:2]} == {"FencedError"}
@@ -229,7 +230,7 @@ class Waiting:
         self.trainers = [self.node.join(rank, 4, lease) for rank in (2, 3)]
         for trainer in self.trainers:
             trainer.save(4)
-        await_files(Path(self.node.uri) / "ranks" / "1" / "4", 2 + len(written))
+        self.node.gather(2)
         self.began = self.clock.monotonic()
 
     def advance(self, until: Callable[[], Any], longest: float) -> float:
@@ -282,6 +283,7 @@ def test_save_without_trainers_is_waited_for_a_little_and_then_said_to_be_lost(m
     waiting = Waiting(make_node, ranks, written=(0,))
     for trainer in waiting.trainers:
         trainer.channel.close()
+        waiting.node.until(Departed)
     took = waiting.advance(lambda: not waiting.node.session.unsaved(), 60)
     assert 29 <= took <= 33
     while "after the last trainer left" not in waiting.node.until(Trouble).text:
@@ -312,7 +314,7 @@ def test_agent_that_replaces_another_completes_its_saves(make_node: MakeNode, ra
     here, _, trainers = two_nodes(make_node)
     for trainer in trainers[:2]:
         trainer.save(4)
-    await_files(Path(here.uri) / "ranks" / "1" / "4", 2)
+    here.gather(2)
     slots = [trainer.slots for trainer in trainers[:2]]
     for trainer in trainers[:2]:
         trainer.channel.close()

@@ -148,12 +148,11 @@ class Gathering:
             error = caught
         except Exception as caught:  # noqa: BLE001 - a thread that died would never commit again, and say nothing
             error = StoreError(f"the commit met a fault of our own ({caught!r})", kind="fault")
-        if error is None and (reason := save.hopeless(now, self._until)):
-            text = f"{reason} ({save.trouble})" if save.trouble else reason
-            error = StoreError(f"step {save.step} was given up: {text}", kind="abandoned")
-        if error is None:
+        reason = save.hopeless(now, self._until) if error is None else error.message
+        if not reason:
             return save.soonest(now, self._until)
-        self._give_up(save, error)
+        save.ranks.fail(save.step, reason)
+        self._give_up(save, error or _hopeless(save, reason))
         return 0.0
 
     def _advance(self, save: CommonSave, now: float) -> CheckpointRecord | None:
@@ -212,7 +211,6 @@ class Gathering:
     def _give_up(self, save: CommonSave, error: UnbrokenError) -> None:
         parts = self._seal(save)
         for part in parts:
-            save.ranks.fail(part.writer.rank, save.step, error.message)
             self._arena.give_back(part.upload.taken, "")
         if isinstance(error, FencedError):
             self._tell(Fenced(error.message, save.attempt))
@@ -247,3 +245,8 @@ class Gathering:
     def _rest(self) -> None:
         if not self.left():
             self._tell(Woken())
+
+
+def _hopeless(save: CommonSave, reason: str) -> StoreError:
+    trouble = f" ({save.trouble})" if save.trouble else ""
+    return StoreError(f"step {save.step} was given up: {reason}{trouble}", kind="abandoned")

@@ -74,10 +74,10 @@ class LocalRanks:
                 self._failed.pop(step, None)
             announced.add(rank)
 
-    def fail(self, rank: int, step: int, reason: str) -> None:
-        """What this rank announced is given up: the step has no common state any more."""
+    def fail(self, step: int, reason: str) -> None:
+        """What a rank announced is given up: the step has no common state any more."""
         with self._lock:
-            self._failed.setdefault(step, f"rank {rank} could not be saved: {reason}")
+            self._failed.setdefault(step, reason)
 
     def forget(self, until: int) -> None:
         """Steps up to this one are dealt with."""

@@ -151,7 +151,7 @@ class Uploader:
         if isinstance(error, FencedError):
             self._tell(Fenced(error.message, upload.writer.claim.lease.attempt))
         if isinstance(upload.writer, RankAttemptWriter):
-            upload.writer.ranks.fail(upload.writer.rank, upload.step, error.message)
+            upload.writer.ranks.fail(upload.step, f"rank {upload.writer.rank} could not be saved: {error.message}")
             self._gathering.look()
         if not answer_failed(upload, error):
             self._tell(Trouble(f"step {upload.step}, which the trainer left in memory, is lost: {error.message}"))
