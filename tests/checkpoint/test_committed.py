@@ -95,7 +95,7 @@ W = ("tensors", 0)
         (put(3, 0, "world_size"), "2 records of 3 ranks"),
         (put([sound()[0]["ranks"][0]] * 2, 0, "ranks"), "1 records of 2 ranks"),
         (put([], 0, "ranks"), "0 records of 2 ranks"),
-        (put("run.json", 0, "ranks", 0, "key"), "run.json is missing"),
+        (put("run.json", 0, "ranks", 0, "key"), "'run.json' is no key of a rank record"),
         (put(-1, 0, "step"), "where rank 0 of 2 belongs"),
         (put([], 0, "state"), "no dictionary"),
         (put(7, 1, "local"), "no dictionary"),

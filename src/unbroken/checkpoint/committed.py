@@ -7,11 +7,12 @@ from functools import partial
 import msgspec
 
 from unbroken.checkpoint.collector import collector_resting
-from unbroken.checkpoint.contradictions import contradictions
+from unbroken.checkpoint.contradictions import contradictions, in_refs
 from unbroken.checkpoint.digest import sha256
 from unbroken.checkpoint.manifest import SHARDED_FORMAT, Manifest, RankRecord
 from unbroken.checkpoint.rank_records import (
     GetCommitted,
+    decode_packs,
     decode_rank_record,
     put_together,
     read_at_once,
@@ -101,6 +102,30 @@ def load_rank_part(store: Store, record: CheckpointRecord, rank: int) -> Manifes
     return msgspec.structs.replace(manifest, tensors=part.tensors, packs=part.packs)
 
 
+def load_needed(store: Store, record: CheckpointRecord) -> dict[str, int]:
+    """Bytes of each object that a checkpoint needs, by key: packs, rank records (0: not known), manifest (0).
+
+    Of format 2 this looks only at what the records list of packs: a small part of the memory and time of
+    :func:`load_manifest`.
+
+    Raises:
+        DamagedError: as :func:`load_manifest`, but for what tensors say.
+        FormatError: a newer version wrote it.
+    """
+    key, get = record.event.manifest, partial(get_committed, store)
+    data = get(key, record.event.sha256)
+    manifest = _decode(data, key)
+    if manifest.format < SHARDED_FORMAT:
+        manifest = decode_manifest(data, key, get)
+        packs = manifest.packs
+    else:
+        _demand_no_parts(manifest, key)
+        expected = {ref.key: ref.sha256 for ref in manifest.ranks}
+        listed = read_at_once(lambda ref: decode_packs(get(ref, expected[ref]), ref), list(expected))
+        packs = [pack for each in listed.values() for pack in each]
+    return {pack.key: pack.size for pack in packs} | dict.fromkeys((ref.key for ref in manifest.ranks), 0) | {key: 0}
+
+
 def _decode(data: bytes, key: str) -> Manifest:
     require_format(data, key)
     try:
@@ -115,6 +140,8 @@ def _demand_no_parts(manifest: Manifest, key: str) -> None:
     named = {ref.key for ref in manifest.ranks}
     if not len(named) == len(manifest.ranks) == manifest.world_size:
         raise DamagedError(f"{key} names {len(named)} records of {manifest.world_size} ranks", kind="manifest")
+    for found in in_refs(manifest.ranks):
+        raise DamagedError(f"{key} contradicts itself: {found}", kind="manifest")
 
 
 def _sound(manifest: Manifest, key: str) -> Manifest:

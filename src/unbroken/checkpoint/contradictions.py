@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from unbroken.checkpoint.coverage import find_flaw
 from unbroken.checkpoint.digest import chunk_count
 from unbroken.checkpoint.dtypes import item_size
-from unbroken.checkpoint.manifest import SHARDED_FORMAT, Manifest, PackRecord, Slice, TensorRecord
+from unbroken.checkpoint.manifest import SHARDED_FORMAT, Manifest, PackRecord, RankRef, Slice, TensorRecord
 from unbroken.checkpoint.tree import tensor_names
 from unbroken.errors import FormatError
 
 PACK_FOLDER = "packs"
+RANK_FOLDER = "ranks"
 _LENGTH_FIELD = 8
 """Bytes of the length at the head of a safetensors file."""
 
@@ -29,6 +30,7 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
     """
     if manifest.step < 0 or manifest.attempt < 1 or manifest.world_size < 1:
         yield f"step {manifest.step}, attempt {manifest.attempt}, world size {manifest.world_size}"
+    yield from in_refs(manifest.ranks)
     if manifest.format < SHARDED_FORMAT:
         for tensor in manifest.tensors:
             if min(tensor.shape, default=0) >= 0:
@@ -41,6 +43,11 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
         if not all(isinstance(tree, dict) for tree in (manifest.state, *manifest.locals)):
             yield "a state that is no dictionary"
     yield from _in_names(manifest)
+
+
+def in_refs(ranks: Sequence[RankRef]) -> Iterator[str]:
+    """What is wrong with the names of rank records."""
+    yield from (f"{ref.key!r} is no key of a rank record" for ref in ranks if not _is_key(ref.key, RANK_FOLDER))
 
 
 def in_parts(tensors: Sequence[TensorRecord], packs: Sequence[PackRecord]) -> Iterator[str]:
@@ -61,9 +68,14 @@ def in_parts(tensors: Sequence[TensorRecord], packs: Sequence[PackRecord]) -> It
                 yield from _in_slice(tensor, piece, packs)
 
 
+def _is_key(key: str, folder: str) -> bool:
+    """Whether a key leads into a folder of the run: pruning deletes what is listed."""
+    first, *rest = key.split("/")
+    return first == folder and bool(rest) and not any(part in ("", ".", "..") for part in rest) and "\0" not in key
+
+
 def _in_pack(pack: PackRecord) -> Iterator[str]:
-    folder, *rest = pack.key.split("/")
-    if folder != PACK_FOLDER or not rest or any(part in ("", ".", "..") for part in rest) or "\0" in pack.key:
+    if not _is_key(pack.key, PACK_FOLDER):
         yield f"{pack.key!r} is no key of a pack"
     if not _LENGTH_FIELD <= pack.header_size <= pack.size:
         yield f"{pack.key} has {pack.size} bytes, and {pack.header_size} of them before its tensors"

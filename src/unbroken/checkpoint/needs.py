@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from unbroken.checkpoint.chunks import READERS
-from unbroken.checkpoint.committed import load_manifest
+from unbroken.checkpoint.committed import load_needed
 from unbroken.checkpoint.metrics import read_metrics_object
 from unbroken.errors import DamagedError, FormatError, UnbrokenError
 from unbroken.journal import CheckpointRecord, RunState
@@ -41,7 +41,7 @@ class Needs:
         """
         key = record.event.manifest
         if key not in self._sizes:
-            self._sizes[key] = _sizes(self._store, record)
+            self._sizes[key] = load_needed(self._store, record)
         return self._sizes[key]
 
     def of(self, records: Iterable[CheckpointRecord]) -> frozenset[str]:
@@ -94,7 +94,7 @@ class Needs:
         brought it back."""
         self._unreadable.clear()
         unread = [record for record in records if record.event.manifest not in self._sizes]
-        for record, sizes in self._read_each(unread, lambda record: _sizes(self._store, record)):
+        for record, sizes in self._read_each(unread, lambda record: load_needed(self._store, record)):
             if isinstance(sizes, UnbrokenError):
                 self._unreadable[record.event.manifest] = sizes
             else:
@@ -118,11 +118,3 @@ class Needs:
                 self._go_on()
                 batch = records[start : start + READERS]
                 yield from zip(batch, pool.map(reading, batch), strict=True)
-
-
-def _sizes(store: Store, record: CheckpointRecord) -> dict[str, int]:
-    manifest = load_manifest(store, record)
-    sizes = {pack.key: pack.size for pack in manifest.packs}
-    sizes.update((rank.key, 0) for rank in manifest.ranks)
-    sizes[record.event.manifest] = 0
-    return sizes

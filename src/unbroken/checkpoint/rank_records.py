@@ -49,6 +49,30 @@ def decode_rank_record(data: bytes, key: str) -> RankRecord:
     return record
 
 
+class _Packs(msgspec.Struct):
+    packs: list[PackRecord]
+
+
+_PACKS = msgspec.json.Decoder(_Packs)
+
+
+def decode_packs(data: bytes, key: str) -> list[PackRecord]:
+    """What a rank record lists of packs.
+
+    Raises:
+        DamagedError: the bytes are no rank record, or name as a pack what cannot be one.
+        FormatError: a newer version wrote it.
+    """
+    require_format(data, key)
+    try:
+        packs = _PACKS.decode(data).packs
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DamagedError(f"{key} is no rank record ({error})", kind="rank-record") from error
+    for found in in_parts([], packs):
+        raise DamagedError(f"{key} contradicts itself: {found}", kind="rank-record")
+    return packs
+
+
 def require_place(record: RankRecord, key: str, *, attempt: int, step: int, rank: int, world_size: int) -> None:
     """Refuse a record that is of another rank or save than the one for which it was read.
 
