@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 from tests.checkpoint.conftest import Attempt, tensor, tensor_of
+from tests.checkpoint.sharded import boxed, grid, put_sharded
 
 from unbroken.checkpoint import HostState, HostTensor, Manifest, TensorRef, encode_tree, load_manifest
 from unbroken.checkpoint.dtypes import KNOWN, from_safetensors, safetensors_name
 from unbroken.checkpoint.export import Exported, export_safetensors
+from unbroken.checkpoint.selection import held_objects
 from unbroken.checkpoint.streaming import TensorStream
 from unbroken.checkpoint.tree import Tagged
 from unbroken.errors import AccessError, ConfigError, DamagedError, NotFoundError, StoreError
@@ -155,6 +157,44 @@ class TestSafetensors:
         assert (8 + length) % 64 == 0
         for name, width in (("scale", 8), ("embed.weight", 4)):
             assert header[name]["data_offsets"][0] % width == 0
+
+
+class TestRanks:
+    @pytest.fixture
+    def manifest(self, store: Store, small_chunks: int) -> Manifest:
+        """A matrix in a grid over two ranks, and a generator of each."""
+        weight = tensor_of("model/w", "float32", (9, 6))
+        boxes = [boxed(weight, box) for box in grid(weight.shape, [[4], [2, 5]])]
+        own = [tensor_of(f"rank{rank}/rng/torch", "uint8", (5,), seed=rank) for rank in range(2)]
+        return put_sharded(
+            store,
+            [[*boxes[:2], own[0]], [*boxes[2:], own[1]]],
+            state={"model": {"w": TensorRef("model/w")}, "scheduler": {"last": 4}},
+            locals_=[{"rng": {"torch": TensorRef(each.name)}} for each in own],
+        )
+
+    def test_tensors_are_put_together(self, store: Store, manifest: Manifest, tmp_path: Path) -> None:
+        done = export_safetensors(store, manifest, ["model"], tmp_path / "m.safetensors")
+        weight = tensor_of("model/w", "float32", (9, 6))
+        assert opened(tmp_path / "m.safetensors")[0] == {"w": bytes(weight.data)}
+        assert (done.tensors, done.bytes) == (1, 216)
+
+    def test_everything_has_what_is_rank_0s_own_and_no_other_ranks(
+        self, store: Store, manifest: Manifest, tmp_path: Path
+    ) -> None:
+        assert held_objects(manifest) == ["model", "scheduler", "rng"]
+        done = export_safetensors(store, manifest, held_objects(manifest), tmp_path / "all.safetensors")
+        held, _ = opened(tmp_path / "all.safetensors")
+        assert held.keys() == {"model/w", "rng/torch"}
+        assert held["rng/torch"] == bytes(tensor_of("rank0", "uint8", (5,), seed=0).data)
+        assert done.left_out == 1
+
+    def test_damage_in_one_ranks_slice_leaves_nothing(self, store: Store, manifest: Manifest, tmp_path: Path) -> None:
+        piece = manifest.tensor("model/w").slices[-1]
+        flip_bit(store, manifest.packs[piece.pack].key, piece.start)
+        with pytest.raises(DamagedError, match="model/w"):
+            export_safetensors(store, manifest, ["model"], tmp_path / "m.safetensors")
+        assert list(tmp_path.glob("*.safetensors")) == []
 
 
 class TestShards:

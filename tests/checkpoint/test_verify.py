@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from tests.checkpoint.conftest import Attempt, restore
+from tests.checkpoint.conftest import Attempt, restore, tensor_of
+from tests.checkpoint.ranks import Gang, rows
 
 from unbroken.checkpoint import Manifest, load_manifest, verify_checkpoint
 from unbroken.errors import DamagedError, StoreError
@@ -158,3 +159,41 @@ def test_all_damage_is_listed_and_not_only_the_first(store: Store, saved: Saved)
 def test_a_failing_store_proves_nothing_about_a_checkpoint(store: Store, saved: Saved, call: int) -> None:
     with pytest.raises(StoreError):
         verify_checkpoint(FaultyStore(store, fail_call=call), saved.record)
+
+
+class TestRanks:
+    @pytest.fixture
+    def record(self, store: Store, small_chunks: int) -> CheckpointRecord:
+        """Of three ranks, each with some rows of a matrix, and with a generator of its own."""
+        gang = Gang(store, 3)
+        gang.save(1, [[part] for part in rows(tensor_of("w", "float32", (20, 4)), 3, 10, 7)], {"loss": [(1, 0.5)]})
+        return gang.journal.state.checkpoints[-1]
+
+    def test_every_ranks_bytes_are_read(self, store: Store, record: CheckpointRecord) -> None:
+        report = verify_checkpoint(store, record)
+        assert (report.problems, report.tensors) == ([], 4)
+        assert report.bytes == sum(info.size for info in store.list("packs"))
+
+    def test_a_flipped_bit_in_any_ranks_part_is_found_and_named(self, store: Store, record: CheckpointRecord) -> None:
+        manifest = load_manifest(store, record)
+        spots = [(record.event.manifest, 100, record.event.manifest), (record.event.metrics, 3, record.event.metrics)]
+        spots += [(ref.key, at, ref.key) for ref in manifest.ranks for at in (0, 60, -1)]
+        spots += [(pack.key, at, f"the header in {pack.key}") for pack in manifest.packs for at in (0, 20)]
+        for each in manifest.tensors:
+            for piece in each.slices:
+                key = manifest.packs[piece.pack].key
+                spots += [(key, piece.start + at, f"{each.name} in {key}") for at in (0, piece.length - 1)]
+        assert len(spots) == 2 + 3 * 3 + 3 * 2 + 6 * 2
+        for number, (key, at, named) in enumerate(spots):
+            flip_bit(store, key, at, bit=number % 8)
+            (problem,) = verify_checkpoint(store, record).problems
+            assert named in problem
+            flip_bit(store, key, at, bit=number % 8)
+
+    def test_damage_of_several_ranks_is_listed_whole(self, store: Store, record: CheckpointRecord) -> None:
+        manifest = load_manifest(store, record)
+        store.delete([manifest.packs[0].key])
+        truncate(store, manifest.packs[1].key, 8)
+        found = verify_checkpoint(store, record).problems
+        assert all(any(pack.key in problem for problem in found) for pack in manifest.packs[:2])
+        assert not any(manifest.packs[2].key in problem for problem in found)
