@@ -25,13 +25,14 @@ def attempt(number: int, cause: str) -> AttemptLine:
 
 def result(
     *differences: Difference, missed: list[Strike] | None = None, unseeded: list[str] | None = None,
+    left_out: list[str] | None = None,
     deterministic: bool | None = None, layout: Layout | None = None,
 ) -> DrillResult:  # fmt: skip
     groups = [Group("model", 2, 0, 1024, len(differences)), Group("logged values", 0, 600)]
     return DrillResult(
         seed=1, command=["train"], layout=layout or Layout(), baseline_uri="a", interrupted_uri="b", schedule=[],
         attempts=[] if deterministic is False else [attempt(1, "SIGTERM"), attempt(2, "finished")],
-        comparison=Comparison(groups, list(differences), unseeded or []),
+        comparison=Comparison(groups, list(differences), unseeded or [], [4, 2], left_out or []),
         on_demand=Cost(3600.0, 25.0, "USD"), spot=Cost(4500.0, 8.0, "USD"), lost_seconds=11.0,
         missed=missed or [], deterministic=deterministic,
     )  # fmt: skip
@@ -98,3 +99,9 @@ def test_with_several_nodes_the_one_that_was_not_interrupted_is_named() -> None:
 
 def test_an_unseeded_generator_is_noted() -> None:
     assert "rng/python was never seeded and never used" in printed(result(unseeded=["python"]))
+
+
+def test_what_was_not_compared_is_said() -> None:
+    assert "not compared" not in printed(result())
+    said = printed(result(left_out=["loader", "rng"]))
+    assert "not compared, since the trainings ended with 4 and 2 ranks: loader, rng" in said

@@ -226,6 +226,8 @@ def _as_json(result: DrillResult, assumed: bool) -> str:
             "groups": found.groups,
             "differences": found.differences,
             "unseeded": found.unseeded,
+            "world_sizes": found.world_sizes,
+            "left_out": found.left_out,
         },
         "cost": {
             "assumed_prices": assumed,

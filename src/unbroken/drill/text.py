@@ -161,6 +161,12 @@ def _print_differences(console: Console, result: DrillResult) -> None:
         console.print(
             f"note: the generator rng/{name} was never seeded and never used; its state came through every interruption"
         )
+    if result.comparison.left_out:
+        names, sizes = ", ".join(result.comparison.left_out), " and ".join(map(str, result.comparison.world_sizes))
+        console.print(
+            f"note: not compared, since the trainings ended with {sizes} ranks: {names}, which each rank has alone",
+            markup=False,
+        )
 
 
 def _advice(deterministic: bool | None) -> str:
