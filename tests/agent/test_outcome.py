@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from unbroken.agent.outcome import Decision, Facts, Limits, decide, describe_returncode
-from unbroken.link.messages import Bye, Refused
+from unbroken.link.messages import LOST_RANK, Bye, Refused
 
 LEFT = (Bye("left", 8),)
 LIMITS = Limits(max_restarts=100, no_progress=5)
@@ -18,6 +19,10 @@ SILENT = Facts(returncode=0, said_hello=False, without_progress=1)
 
 def failed(error: str) -> tuple[Bye, ...]:
     return (Bye("failed", 3, error, "made to fail", 1),)
+
+
+def replace_error(bye: Bye, error: str) -> Bye:
+    return msgspec.structs.replace(bye, error=error)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,58 @@ def test_exit_contract(facts: Facts, code: int | None, cause: str, text: str) ->
     assert (decision.exit_code, decision.cause) == (code, cause)
     assert text in decision.text
     assert decision.restart == (code is None)
+
+
+RANKS = replace(RUNNING, returncode=1, world_size=4)
+STOPPED = (Bye("interrupted", 8, exit_code=75), Bye("interrupted", 8, exit_code=75, rank=1))
+LOST = Bye("failed", 8, "ChildError", "rank 2 is silent", 1, 1, LOST_RANK)
+GLOO = Bye("failed", 8, "RuntimeError", "[gloo/tcp/pair.cc:547] Connection closed by peer [::1]:40", 1)
+NCCL = Bye("failed", 8, "torch.distributed.DistBackendError", "NCCL error", 1)
+CAUSE = Bye("failed", 8, "ValueError", "made to fail", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("facts", "code", "text"),
+    [
+        # torchrun makes 1 of workers that leave with 75, or with 0 after its SIGTERM.
+        (replace(RANKS, notice=True, byes=STOPPED), 75, "step 7 is durable"),
+        # It kills a worker 30 s after that, which says nothing then.
+        (replace(RANKS, notice=True, byes=STOPPED[:1]), 75, "step 7 is durable"),
+        (replace(RANKS, notice=True), 75, "step 7 is durable"),
+        (replace(RANKS, notice=True, returncode=-9), 75, "step 7 is durable"),
+        (replace(RANKS, notice=True, byes=(STOPPED[0], LOST)), 75, "step 7 is durable"),
+        # The notice was another node's, and its word did not reach the agent.
+        (replace(RANKS, byes=STOPPED), 75, "step 7 is durable"),
+        (replace(RANKS, byes=STOPPED[:1]), 75, "step 7 is durable"),
+        # Workers fail, and those that wait for them after them, or first.
+        (replace(RANKS, byes=(LOST, GLOO, NCCL, CAUSE)), None, "rank 2: ValueError: made to fail (exit code 1)"),
+        (replace(RANKS, byes=(CAUSE, LOST)), None, "rank 2: ValueError: made to fail (exit code 1)"),
+        (replace(RANKS, byes=(LOST,)), None, "rank 1: ChildError: rank 2 is silent (exit code 1)"),
+        (replace(RANKS, byes=(GLOO,)), None, "rank 0: RuntimeError: [gloo"),
+        (replace(RANKS, byes=(LOST, replace_error(CAUSE, "MismatchError"))), 14, "rank 2: MismatchError: made to fail"),
+        (RANKS, None, "exit code 1"),
+        (replace(RANKS, returncode=-9), None, "killed by signal 9"),
+        # Rank 0 is on another node.
+        (replace(FINISHED, world_size=4, leads=False, byes=(Bye("finished", 10),)), 0, "finished at step 10"),
+        (
+            replace(RUNNING, world_size=4, leads=False, byes=(Bye("finished", 10),)), None,
+            "the ranks here are finished, and rank 0 on another node is not",
+        ),
+        (replace(RUNNING, world_size=4, leads=False, byes=LEFT), 1, "before step 10"),
+        # The others have started together again already.
+        (replace(RANKS, replaced=True), None, "the training was started again elsewhere"),
+        (replace(RANKS, replaced=True, byes=(LOST,)), None, "rank 2 is silent"),
+        (replace(RANKS, fenced=True), 11, "another attempt owns this run"),
+    ],
+)  # fmt: skip
+def test_exit_contract_of_several_ranks(facts: Facts, code: int | None, text: str) -> None:
+    decision = decide(facts, LIMITS)
+    assert decision.exit_code == code
+    assert text in decision.text
+
+
+def test_word_of_one_rank_that_it_was_interrupted_counts_only_among_several() -> None:
+    assert decide(replace(RUNNING, returncode=75, byes=STOPPED[:1]), LIMITS).restart
 
 
 @pytest.mark.parametrize(

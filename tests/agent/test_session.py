@@ -162,6 +162,22 @@ def test_progress_is_followed_across_a_clock_that_is_set_back(node: Node, tmp_pa
     assert (first.step, second.step) == (1, 2)
 
 
+def test_progress_of_several_ranks_is_that_of_the_slowest(node: Node, tmp_path: Path) -> None:
+    pages = [ProgressPage(tmp_path / f"page{rank}", create=True) for rank in range(3)]
+    for page, step in zip(pages, (6, 5, 7), strict=True):
+        page.write(step, 9, 1000.0 + step, 0.0, -1, 0.0)
+    _, first = node.join(rank=0, world_size=3, progress=str(pages[0].path))
+    assert isinstance(first, Welcome)
+    for rank in (1, 2):
+        given = {"attempt": first.attempt, "claim": first.claim, "joining": True}
+        node.join(rank=rank, world_size=3, progress=str(pages[rank].path), **given)
+    progress = node.session.heard().progress
+    for page in pages:
+        page.close()
+    assert progress is not None
+    assert progress.step == 5
+
+
 def test_greeting_that_hangs_in_the_store_claims_nothing_once_the_session_is_closed(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,6 +271,20 @@ def test_signal_of_a_trainer_becomes_a_stop(launcher: Any) -> None:
     assert "rank 0 received SIGTERM" in agent.output
 
 
+def test_stop_that_another_rank_brought_about_is_a_notice_that_others_journal(launcher: Any) -> None:
+    agent = launcher.agent(launcher.trainer(until=0, agree=60.0))
+    agent.until("notice from ec2: terminate (heard by another rank)")
+    assert agent.wait() == 75, agent.output
+    assert "interrupted; step 2 is durable" in agent.output
+    assert launcher.journal().state.attempts[1].notices == []
+
+
+def test_deadline_of_a_notice_that_another_rank_heard_is_enforced(launcher: Any) -> None:
+    agent = launcher.agent(launcher.trainer(until=0, agree=3.0, on_stop="ignore"))
+    assert agent.wait() == 75, agent.output
+    assert "the deadline is here: killing the command" in agent.output
+
+
 def test_ec2_notice_reaches_the_trainer_with_its_deadline(launcher: Any) -> None:
     with EC2MetadataService() as service:
         launcher.environment |= {

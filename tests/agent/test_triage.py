@@ -153,3 +153,24 @@ def test_choice_that_stays_is_not_said_again_while_the_bandwidth_is_being_measur
             scene.meter.sent(50 * MB)
             assert scene.triage.weigh([older, stop], 2) is None
     assert scene.triage._choice is not first  # it was made anew all the same
+
+
+def test_parts_of_several_ranks_are_weighed_together(scene: Scene) -> None:
+    """Each of two takes 12.5 s at the careful bandwidth."""
+    older = [scene.upload(40, peers=2) for _ in range(2)]
+    stop = scene.upload(90, peers=2)
+    scene.press(40)
+    scene.triage.stopping(90)
+    choice = scene.triage.weigh([*older, stop], 2)
+    assert action(choice) is Action.REPLACE
+    assert choice is not None
+    assert (choice.situation.stop_bytes, choice.situation.in_flight.left) == (2 * SIZE, 2 * SIZE)
+    assert [upload.abandoned for upload in (*older, stop)] == ["for step 90", "for step 90", ""]
+
+
+def test_last_part_of_the_stop_step_is_finished(scene: Scene) -> None:
+    last = scene.upload(90, peers=2, sent=10 * MB)
+    scene.press(5)
+    scene.triage.stopping(90)
+    assert action(scene.triage.weigh([last], 2)) is Action.FINISH
+    assert last.abandoned == ""

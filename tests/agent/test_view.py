@@ -22,6 +22,14 @@ def test_line_says_everything_at_once() -> None:
         (View(phase="starting"), "starting"),
         (View(1, phase="restoring"), "attempt 1 · restoring · nothing durable yet"),
         (
+            View(2, phase="restoring", ranks=4, ranks_here=2),
+            "attempt 2 · 4 ranks, 2 here · restoring · nothing durable yet",
+        ),
+        (
+            View(2, phase="restoring", ranks=2, ranks_here=2),
+            "attempt 2 · 2 ranks, all here · restoring · nothing durable yet",
+        ),
+        (
             View(1, PAGE, saving_last=1235),
             "attempt 1 · step 1234/10000 · nothing durable yet · saving step 1235 before leaving",
         ),

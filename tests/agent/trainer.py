@@ -28,6 +28,7 @@ from unbroken.link.messages import (
     Restored,
     SignalReceived,
     Stop,
+    StopAgreed,
     Stopping,
     Welcome,
 )
@@ -54,6 +55,8 @@ class Plan(msgspec.Struct):
     bye: bool = True
     signal_self: bool = False
     """Report a SIGTERM of our own after the first step."""
+    agree: float = 0.0
+    """Say after the first step that all ranks have agreed to stop for a notice with as many seconds left."""
     after: float = 0.0
     """Seconds of work after the loop, without a connection."""
 
@@ -105,6 +108,8 @@ class Trainer:
                 return self.leave("left", step, "", 0)
             if plan.signal_self and step == 1:
                 self.channel.send(SignalReceived("SIGTERM"))
+            if plan.agree and step == 1:
+                self.channel.send(StopAgreed("ec2", "terminate", time.time() + plan.agree))
             if plan.until == 0 and self.stopped.wait(60):
                 if plan.on_stop == "ignore":
                     threading.Event().wait(60)

@@ -175,7 +175,7 @@ def _completed(facts: Facts) -> Decision | None:
 
 
 def _interrupted(facts: Facts) -> Decision | None:
-    if not facts.notice:
+    if not (facts.notice or _agreed_to_stop(facts)):
         return None
     if facts.durable_step < 0:
         saved = "no checkpoint was ever saved"
@@ -259,6 +259,11 @@ def _ended_well(facts: Facts) -> bool:
 
 def _left_by_hand(facts: Facts) -> bool:
     return bool(facts.byes) and all(bye.outcome in ("finished", "left") for bye in facts.byes)
+
+
+def _agreed_to_stop(facts: Facts) -> bool:
+    """Whether ranks left for a notice that another rank heard, of which their own agent did not hear any more."""
+    return facts.world_size > 1 and any(bye.outcome == "interrupted" for bye in facts.byes)
 
 
 def _failed_with(facts: Facts, name: str) -> bool:
