@@ -87,6 +87,13 @@ class RankWriter:
             ValueError: the state is another rank's.
             StoreError: the storage failed.
         """
+        return self.put_record(self.write_packs(state, on_piece=on_piece), on_piece=on_piece)
+
+    def write_packs(self, state: HostState, *, on_piece: OnPiece | None = None) -> RankRecord:
+        """Make everything durable but the record, which is for :meth:`put_record`: the first half of :meth:`write`.
+
+        For whoever learns only afterwards what rank 0's record has to say: the tree of what all ranks share.
+        """
         if (state.rank, state.world_size) != (self.rank, self.world_size):
             raise ValueError(f"the state is of rank {state.rank} of {state.world_size}, not {self.rank}")
         check_state(state)
@@ -98,8 +105,12 @@ class RankWriter:
         record = self._record(state, nonce, packing, parent, written)
         if metrics:
             record = msgspec.structs.replace(record, metrics=metrics[0].key, metrics_sha256=metrics_digest)
+        return record
+
+    def put_record(self, record: RankRecord, *, on_piece: OnPiece | None = None) -> RankDurable:
+        """Make the record durable: the second half of :meth:`write`."""
         data = msgspec.json.encode(record)
-        key = parent.rank_key(state, nonce)
+        key = f"ranks/{record.attempt}/{record.step}/{record.rank}-{record.nonce}.json"
         put_all(self._store, [Upload(key, [data])], on_piece=on_piece)
         return RankDurable(self.rank, RankRef(key, sha256(data)), record)
 
