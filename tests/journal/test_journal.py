@@ -450,6 +450,24 @@ class TestConditions:
         assert (asked, lease.attempt) == ([0, 1], 2)
         assert Journal.open(store).state.attempts[2].purpose == "prune"
 
+    def test_an_append_asks_again_about_the_state_with_what_came_between(self, store: Store) -> None:
+        journal = Journal.create(store)
+        lease = journal.claim(HOST)
+        other = Journal.open(store)
+        asked: list[int] = []
+
+        def unless(state: RunState) -> None:
+            asked.append(state.tail)
+            if len(asked) == 1:
+                other.append(Note("test", "gets in between"), HOST, lease)
+            if state.notes:
+                raise LookupError("too late")
+
+        with pytest.raises(LookupError):
+            journal.append(Note("test", "mine"), HOST, lease, unless=unless)
+        assert asked == [1, 2]
+        assert len(numbers(store)) == 2
+
     def test_require_reads_on_and_finds_out_who_owns_the_run(self, store: Store) -> None:
         journal = Journal.create(store)
         lease = journal.claim(HOST)
