@@ -565,10 +565,12 @@ def test_the_loop_belongs_inside_the_run(training, uri):
         next(training(uri).run.steps(until=3))
 
 
-def test_several_ranks_are_refused_for_now(uri, monkeypatch):
+def test_several_ranks_without_a_process_group_are_refused(uri, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="single process"):
-        unbroken.Run(uri, state={"model": torch.nn.Linear(1, 1)})
+    run = unbroken.Run(uri, state={"model": torch.nn.Linear(1, 1)})
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2") as raised, run:
+        pass
+    assert "init_process_group" in raised.value.hint
 
 
 def test_a_value_that_no_checkpoint_can_hold_is_named_before_the_first_step(training, uri, monkeypatch):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +38,7 @@ from unbroken.link.messages import (
 )
 from unbroken.link.progress import ProgressPage
 from unbroken.store import open_store
+from unbroken.training.ranks import Ranks
 
 _log = logging.getLogger("unbroken")
 
@@ -103,11 +104,13 @@ class AgentLink:
 
     Args:
         uri: of the run.
+        ranks: which of how many ranks this process is.
         clock: for deadlines.
     """
 
-    def __init__(self, uri: str, *, clock: Clock) -> None:
+    def __init__(self, uri: str, *, ranks: Ranks | None = None, clock: Clock) -> None:
         self.uri = uri
+        self._ranks = ranks or Ranks()
         self._clock = clock
         self._folder = _folder()
         self._parting = threading.Event()
@@ -131,6 +134,13 @@ class AgentLink:
         """Set, from another thread, as soon as the agent asks to stop; the earliest deadline stands."""
         self.advised = False
         """Set when an interruption became likely; whoever acts on it clears it."""
+        self.on_stop: Callable[[StopRequest], None] = lambda _: None
+        """Called, in another thread, with each stop that is asked for."""
+        self._joining = False
+
+    def join(self, attempt: int, claim: str) -> None:
+        """Let :meth:`open` become part of an attempt that rank 0 has claimed."""
+        self.attempt, self.claim, self._joining = attempt, claim, True
 
     def open(self) -> None:
         """Say hello and become an attempt of the run.
@@ -145,6 +155,7 @@ class AgentLink:
             raise StoreError(
                 f"the agent cannot be reached: {error.message}", kind="agent", hint="Look at the agent's messages above"
             ) from error
+        self._joining = False
         self._listener = threading.Thread(target=self._listen, name="unbroken-link", daemon=True)
         self._listener.start()
 
@@ -273,7 +284,10 @@ class AgentLink:
 
     def _hello(self) -> Hello:
         page = str(self.progress.path)
-        return Hello(PROTOCOL, self.uri, os.getpid(), progress=page, attempt=self.attempt, claim=self.claim)
+        return Hello(
+            PROTOCOL, self.uri, os.getpid(), self._ranks.rank, self._ranks.world_size, page,
+            attempt=self.attempt, claim=self.claim, joining=self._joining,
+        )  # fmt: skip
 
     def _listen(self) -> None:
         """Runs in a thread until the link is closed; an agent that vanishes is replaced."""
@@ -323,6 +337,7 @@ class AgentLink:
                 until = self._clock.monotonic() + message.deadline - self._clock.now()
                 if self.stop is None or until < self.stop.until:
                     self.stop = StopRequest(message.source, message.reason, message.deadline, until)
+                    self.on_stop(self.stop)
             case Advice():
                 self.advised = True
             case SlotCommitted() | SlotFailed() if self._follower is not None:

@@ -8,11 +8,12 @@ import socket
 import threading
 from typing import Any
 
-from unbroken.checkpoint import Manifest, Metrics, Policy, Pruner, restore_newest
+from unbroken.checkpoint import Manifest, Metrics, Policy, Pruner
 from unbroken.clock import Clock
 from unbroken.errors import (
     ConfigError,
     DamagedError,
+    StoreError,
 )
 from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
 from unbroken.journal.events import CheckpointCommitted, Event, Note, RunFinished
@@ -26,24 +27,36 @@ from unbroken.training.in_place import InPlaceRestore
 from unbroken.training.link import Link
 from unbroken.training.local_writer import LocalWriter
 from unbroken.training.objects import StateObject
+from unbroken.training.ranks import Ranks
 from unbroken.training.remote_writer import RemoteWriter, StillUnderWay
 from unbroken.training.retention import Retention
 from unbroken.training.saver import PendingSave, SaveWriter
 from unbroken.training.saves import Saves
 from unbroken.training.staging import SnapshotSpoiled
+from unbroken.training.team import Team
 from unbroken.training.untold import UntoldNotes
 
 _log = logging.getLogger("unbroken")
 
 _LONGEST_SAVE_SECONDS = 3600.0
+_SLOT_SECONDS = 60.0
+_SLOT_PAUSE = 0.02
 
 
 class Attempt:
     """An opened attempt; :meth:`open` makes one. The loop's thread calls it, a :class:`Saver` works behind it."""
 
     def __init__(
-        self, link: Link, journal: Journal, *, keep: Policy | None = None, overlap: bool = True, clock: Clock
+        self,
+        link: Link,
+        journal: Journal,
+        *,
+        team: Team,
+        keep: Policy | None = None,
+        overlap: bool = True,
+        clock: Clock,
     ) -> None:
+        self.team = team
         self.link = link
         self.journal = journal
         self._lease = Lease(link.attempt, link.claim)
@@ -56,7 +69,7 @@ class Attempt:
         self._going_back = threading.Event()
         self._closing = False
         self._writer = self._choose_writer()
-        self._retention = self._retain(keep) if keep is not None else None
+        self._retention = self._retain(keep) if keep is not None and team.chief else None
         self._saves = Saves(
             SlotOwner(link.uri, link.attempt, link.claim),
             self._writer,
@@ -65,6 +78,7 @@ class Attempt:
             on_failed=self._failed,
             when_idle=self._tend,
             say=lambda text: _log.warning("unbroken: %s", text),
+            ranks=team.ranks,
             clock=clock,
         )
         self.save_failed = False
@@ -80,6 +94,7 @@ class Attempt:
         link: Link,
         objects: list[StateObject],
         *,
+        team: Team | None = None,
         keep: Policy | None = None,
         overlap: bool = True,
         clock: Clock,
@@ -87,6 +102,7 @@ class Attempt:
         """Become an attempt of the run of ``link`` and read its journal. :meth:`prepare` must follow before a save.
 
         Args:
+            team: the other ranks; none by default.
             keep: which checkpoints to keep; None for all.
             overlap: as of :class:`unbroken.Run`.
 
@@ -94,9 +110,10 @@ class Attempt:
             UnbrokenError: the run cannot be opened, or the state of the objects cannot be saved.
         """
         try:
-            link.open()
-            capture(objects)  # a state that cannot be saved is refused now, not at the first save
-            return cls(link, link.open_journal(), keep=keep, overlap=overlap, clock=clock)
+            team = team or Team(Ranks(), clock=clock)
+            journal = team.open(link)
+            capture(objects, team.ranks)  # a state that cannot be saved is refused now, not at the first save
+            return cls(link, journal, team=team, keep=keep, overlap=overlap, clock=clock)
         except BaseException as error:
             link.close(farewell(error, step=0))
             raise
@@ -121,9 +138,11 @@ class Attempt:
             DamagedError: every checkpoint is damaged.
         """
         began = self._clock.monotonic()
-        store, state = self.journal.store, self.journal.state
-        with InPlaceRestore(store, state, objects, staged=self._left_in_memory, clock=self._clock) as restore:
-            found = restore_newest(store, state, restore.load, on_damaged=self.passed_over)
+        store, state = self.journal.store, self.team.restorable(self.journal.state)
+        with InPlaceRestore(
+            store, state, objects, ranks=self.team.ranks, staged=self._left_in_memory, clock=self._clock
+        ) as restore:
+            found = self.team.restore_newest(store, state, restore.load, on_damaged=self.passed_over)
             if found is None:
                 self._began_at(0, 0, self._clock.monotonic() - began)
                 return 0
@@ -161,7 +180,7 @@ class Attempt:
         self._going_back.set()
         try:
             with self._tending:  # what the next save builds on must not be retired at the same time
-                kept = any(kept.event.manifest == record.event.manifest for kept in self.journal.state.checkpoints)
+                kept = not self.team.chief or self._keeps(record)
                 if kept:  # else retired since it was read: nothing may build on its packs
                     self._writer.continue_from(record, manifest)
         finally:
@@ -170,6 +189,9 @@ class Attempt:
         self._began_at(
             record.step, manifest.size, seconds, record.event.manifest if kept else "", from_memory=from_memory
         )
+
+    def _keeps(self, record: CheckpointRecord) -> bool:
+        return any(kept.event.manifest == record.event.manifest for kept in self.journal.state.checkpoints)
 
     def _began_at(self, step: int, size: int, seconds: float, manifest: str = "", *, from_memory: bool = False) -> None:
         seconds = round(seconds, 6)
@@ -270,6 +292,23 @@ class Attempt:
         stop = self.link.stop
         return _LONGEST_SAVE_SECONDS if stop is None else max(0.0, stop.until - self._clock.monotonic())
 
+    def save_with_others(self, objects: list[StateObject], step: int, metrics: Metrics) -> PendingSave | None:
+        """As :meth:`save`, of a step that all ranks save; waits for a slot: without this part none is whole.
+
+        Returns:
+            the save on its way; None where it failed already, or no slot was free within a minute.
+        """
+        deadline = self._clock.monotonic() + min(_SLOT_SECONDS, self._patience())
+        while True:
+            failed = self.save_failed
+            pending = self.save(objects, step, metrics)
+            if pending is not None or (self.save_failed and not failed):
+                return pending
+            if self._clock.monotonic() >= deadline:
+                self.report_failure(step, StoreError("the saves before it are still under way", kind="slots"))
+                return None
+            self._clock.sleep(_SLOT_PAUSE)
+
     def pending(self, step: int) -> PendingSave | None:
         """The save of this step, if it is under way."""
         return self._saves.pending(step)
@@ -286,6 +325,7 @@ class Attempt:
         """
         if self.journal.state.finished_step != step:
             self._append(RunFinished(step))
+        self.team.await_finish()
 
     def tell(self, message: FromTrainer) -> None:
         """Say something to the agent."""
@@ -331,7 +371,9 @@ class Attempt:
         self._untold.add(Note(topic, text))
 
     def _append(self, event: Event) -> None:
-        self.journal.append(event, self._origin, self._lease)
+        """Journal something; of several ranks the first one does, for all."""
+        if self.team.chief:
+            self.journal.append(event, self._origin, self._lease)
 
     def passed_over(self, record: CheckpointRecord, error: DamagedError) -> None:
         """Say and journal that a checkpoint is damaged and an older one is used."""

@@ -22,6 +22,9 @@ class Link(Protocol):
     advised: bool
     """Set when an interruption became likely; whoever acts on it clears it."""
 
+    def join(self, attempt: int, claim: str) -> None:
+        """Let :meth:`open` become part of an attempt that another rank has claimed."""
+
     def open(self) -> None:
         """Become an attempt of the run; raises an UnbrokenError where that fails."""
 

@@ -189,6 +189,10 @@ class RemoteWriter:
     def _write_alone(self, pending: PendingSave) -> CheckpointCommitted:
         if pending.state is None:
             raise StoreError(f"step {pending.step} was not staged", kind="fault")
+        if pending.state.world_size > 1:
+            raise StoreError(
+                f"no agent lives that would write rank {pending.state.rank}'s part of step {pending.step}", kind="agent"
+            )
         if self._local is None:
             local = self._make_local()
             event = local.take_over(pending.state, self._parent.manifest)

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from unbroken.checkpoint import Metrics, Policy, keep_policy
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
-from unbroken.errors import ConfigError, DeadlineError, FencedError, Interrupted, StoreError
-from unbroken.link.messages import EVERY_VARIABLE, RUN_VARIABLE, Bye, SignalReceived, Stopping
+from unbroken.errors import (
+    EXIT_FAILED,
+    ChildError,
+    ConfigError,
+    DeadlineError,
+    FencedError,
+    Interrupted,
+    StoreError,
+)
+from unbroken.link.messages import EVERY_VARIABLE, RUN_VARIABLE, Bye, SignalReceived, StopAgreed, Stopping
 from unbroken.notice.grace import grace_from
 from unbroken.store import parse_uri
 from unbroken.training.agent_link import AgentLink, StopRequest
-from unbroken.training.attempt import Attempt, refuse_several_ranks
+from unbroken.training.agreement import STOP, Outcome
+from unbroken.training.attempt import Attempt
 from unbroken.training.bucket_growth import growth, keeps_everything
 from unbroken.training.cadence import Cadence, parse_every
 from unbroken.training.farewell import farewell
 from unbroken.training.logbook import Logbook
+from unbroken.training.many_ranks import form_team
 from unbroken.training.notice_fit import notice_too_short
 from unbroken.training.objects import state_objects
 from unbroken.training.process_end import StopSignals, install_exit_codes
+from unbroken.training.ranks import Ranks
 from unbroken.training.saver import PendingSave
+from unbroken.training.team import Team
+
+_log = logging.getLogger("unbroken")
 
 _FINAL_SAVE_SECONDS = 1800.0
 _CLOSE_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _LONGEST_PAUSE = 10.0
+_PROPOSAL_SECONDS = 30.0
+"""After which rank 0 asks again for a save that came to nothing."""
+_ALONE_SECONDS = 30.0
+_REASON_LIMIT = 500
 _EXIT_SECONDS = 5.0
 _EXIT_SHARE = 0.1
 """What is kept back of the time to the deadline for leaving: at most so many seconds, at most this share."""
@@ -52,6 +72,9 @@ class Run:
             backward run; an optimizer's step waits for the copy. Turn it off where the training writes to parameters
             behind torch's back between a step's beginning and ``optimizer.step()`` (through ``.data``, a NumPy view, a
             kernel of its own, another process): nothing can notice that.
+        per_rank: names in ``state`` of what is another on each of several ranks, such as a loader of each rank's own
+            part of the data: it is kept for each rank, and comes back to the rank of the same number. Generators and
+            torchdata's ``StatefulDataLoader`` are such without being named; everything else must be alike on all ranks.
         clock: for tests.
 
     Raises:
@@ -66,19 +89,20 @@ class Run:
         every: int | str = "10min",
         keep: str | Policy | Iterable[Policy] | None = None,
         overlap: bool = True,
+        per_rank: Collection[str] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         install_exit_codes()
-        refuse_several_ranks()
         self.uri = str(parse_uri(os.environ.get(RUN_VARIABLE) or uri))
         self._every = parse_every(os.environ.get(EVERY_VARIABLE) or every)
         self._keep = keep_policy(keep)
         self._overlap = overlap
         self._grace = grace_from()
-        self._objects = state_objects(state)
+        self._objects = state_objects(state, per_rank)
         self._clock = clock
         self._signals = StopSignals()
         self._logbook = Logbook()
+        self._team: Team = Team(Ranks(), clock=clock)
         self._link: AgentLink | None = None
         self._attempt: Attempt | None = None
         self._step = 0
@@ -89,6 +113,8 @@ class Run:
         """Whether the first save was compared with the notice that there may be."""
         self._began_step = 0
         self._began_at = 0.0
+        self._stop_proposed = False
+        self._save_proposed_at = -_PROPOSAL_SECONDS
 
     @property
     def step(self) -> int:
@@ -114,12 +140,15 @@ class Run:
             raise ConfigError("the run is open already", kind="loop", hint="Use one `with run:` for each Run")
         self._signals.install()
         try:
-            self._link = AgentLink(self.uri, clock=self._clock)
+            self._team = form_team(Ranks.here(), clock=self._clock)
+            self._link = AgentLink(self.uri, ranks=self._team.ranks, clock=self._clock)
             self._attempt = Attempt.open(
-                self._link, self._objects, keep=self._keep, overlap=self._overlap, clock=self._clock
+                self._link, self._objects, team=self._team, keep=self._keep, overlap=self._overlap, clock=self._clock
             )
             self._step = self._attempt.restore(self._objects)
             self._attempt.prepare(self._objects)
+            self._team.watch(self._step, self._lost)
+            self._link.on_stop = self._heard_stop
         except BaseException as error:
             self._end(error)
             raise
@@ -153,7 +182,7 @@ class Run:
         self._looping = True
         attempt.rewind_generators()
         # Everything that the loop touches each step is a local name: a step without a save costs a microsecond or two.
-        page, signals, clock = link.progress, self._signals, self._clock
+        page, signals, clock, gate = link.progress, self._signals, self._clock, self._team.gate
         cadence = Cadence(self._every, step=self._step, clock=clock)
         if unkept := keeps_everything(self._every, kept=self._keep is not None):
             attempt.warn("retention", unkept)
@@ -161,15 +190,18 @@ class Run:
         self._began_step, self._began_at = self._step, clock.monotonic()
         page.write(self._step, until, started, cadence.next_save_at, cadence.next_save_step, started)
         if self._step < until and (link.stop is not None or signals.received):
-            self._leave()
+            self._stop()
         while self._step < until and not self._finish:
+            gate.begun = self._step + 1  # before the flag is looked at: another thread does it the other way round
+            while gate.flag and self._act_together(cadence):
+                gate.begun = self._step + 1
             yield self._step
             self._step += 1
             page.write(self._step, until, clock.now(), cadence.next_save_at, cadence.next_save_step, started)
             if self._step >= until or self._finish:
                 break  # completion outranks interruption
             if link.stop is not None or signals.received:
-                self._leave()
+                self._stop()
             if attempt.needs_attention or cadence.due(self._step, clock.monotonic()):
                 self._save_if_due(cadence)
         self._complete_run()
@@ -202,10 +234,49 @@ class Run:
         """At a step boundary: act on what other threads reported, and save if a save is due."""
         attempt = self._opened
         self._attend(cadence)
+        if not cadence.due(self._step, self._clock.monotonic()):
+            return
+        if self._team.several:
+            self._save_if_due_for_all(cadence)
         # While a save is under way the next one waits: the loop never does, and no third copy of the state is needed.
-        if cadence.due(self._step, self._clock.monotonic()) and not attempt.busy:
+        elif not attempt.busy:
             attempt.save(self._objects, self._step, self._metrics())
             cadence.saved(self._step)
+
+    def _save_if_due_for_all(self, cadence: Cadence) -> None:
+        """A cadence in steps is the same on all ranks; for any other save, rank 0 asks them to agree on the step."""
+        if self._step == cadence.next_save_step:
+            self._save_with_others(cadence)
+        elif self._team.chief and not self._opened.busy:
+            now = self._clock.monotonic()
+            if now - self._save_proposed_at >= _PROPOSAL_SECONDS:
+                self._save_proposed_at = now
+                self._team.propose_save()
+
+    def _save_with_others(self, cadence: Cadence) -> None:
+        self._opened.save_with_others(self._objects, self._step, self._metrics())
+        cadence.saved(self._step)
+        self._save_proposed_at = -_PROPOSAL_SECONDS
+
+    def _act_together(self, cadence: Cadence) -> bool:
+        """Do what all ranks have agreed to do at this boundary; False where that is nothing, or nothing more."""
+        outcome = self._team.gate.enter(self._step)
+        if outcome is None:
+            return False
+        if outcome.kind == STOP:
+            self._leave(self._stop_agreed(outcome), agreed=outcome.agreed)
+        newest = self._opened.newest_save
+        if newest is None or newest.step != self._step:
+            self._save_with_others(cadence)
+        return True
+
+    def _stop(self) -> None:
+        """An interruption was announced to this process: leave, after the others agreed where there are any."""
+        if not self._team.several:
+            self._leave(self._stop_request())
+        if not self._stop_proposed:
+            self._stop_proposed = True
+            self._team.propose_stop(self._own_stop())
 
     def _attend(self, cadence: Cadence) -> None:
         """Pass on what other threads reported, and say once what the first save has shown."""
@@ -215,7 +286,7 @@ class Run:
         if cadence.advice:
             attempt.warn("cadence", cadence.advice)
             cadence.advice = ""
-        if event is not None and not self._fit_looked_at:
+        if event is not None and not self._fit_looked_at and self._team.chief:
             self._fit_looked_at = True
             text = notice_too_short(event.written, event.seconds, self._grace, self._every, step_seconds=self._pace())
             if text is not None:
@@ -233,12 +304,18 @@ class Run:
         self._logbook.forget(self._opened.durable_step)
         return self._logbook.until(self._step)
 
-    def _leave(self) -> NoReturn:
-        """Save this boundary within the time that is left, and end the process with 75."""
+    def _leave(self, stop: StopRequest, *, agreed: bool = True) -> NoReturn:
+        """Save this boundary within the time that is left, and end the process with 75.
+
+        Args:
+            agreed: whether all ranks stop at this step; else only luck makes the save whole, and it is not waited for
+                as long.
+        """
         attempt = self._opened
-        stop = self._stop_request()
         attempt.tell(Stopping(self._step))
         left = max(0.0, stop.until - self._clock.monotonic())
+        if not agreed:
+            left = min(left, _ALONE_SECONDS)
         if self._step == 0:
             raise Interrupted(f"interrupted ({stop.reason}) before the first step was complete")
         if self._save_within(left - min(_EXIT_SECONDS, left * _EXIT_SHARE)):
@@ -253,17 +330,59 @@ class Run:
 
     def _stop_request(self) -> StopRequest:
         """Why to stop. A signal that this process received itself goes to the agent, which knows the grace period."""
+        if self._signals.received:
+            self._linked.send(SignalReceived(self._signals.received, self._signals.received_at))
+        return self._own_stop()
+
+    def _own_stop(self) -> StopRequest:
+        """What this process heard, from its agent or by a signal: the earlier deadline."""
         link, signals, clock = self._linked, self._signals, self._clock
         if not signals.received and link.stop is not None:
             return link.stop
-        link.send(SignalReceived(signals.received, signals.received_at))
         deadline = signals.received_at + self._grace  # the grace period runs from the signal, not from the boundary
         own = StopRequest(signals.received, signals.received, deadline, clock.monotonic() + deadline - clock.now())
         return own if link.stop is None else min(link.stop, own, key=lambda stop: stop.until)
 
+    def _stop_agreed(self, outcome: Outcome) -> StopRequest:
+        """Why all ranks stop; the agent of a rank that heard nothing itself is told.
+
+        Raises:
+            ChildError: a rank is gone, and the signal that this one received came of that.
+        """
+        link, clock = self._linked, self._clock
+        if not outcome.agreed and link.stop is None:
+            raise ChildError(
+                f"rank {self._team.ranks.rank} received {self._signals.received or 'a request to stop'} after step "
+                f"{self._step}, and not all ranks answered: one of them is gone",
+                returncode=EXIT_FAILED, kind="rank-lost", hint="Look at the messages of the other ranks for the cause",
+            )  # fmt: skip
+        if link.stop is not None or self._signals.received:
+            return self._stop_request()
+        data = outcome.data
+        stop = StopRequest(
+            data["source"], data["reason"], data["until"], clock.monotonic() + data["until"] - clock.now()
+        )
+        link.send(StopAgreed(stop.source, stop.reason, stop.deadline))
+        return stop
+
+    def _heard_stop(self, stop: StopRequest) -> None:
+        """In the link's thread: the others need not wait for this rank's next boundary."""
+        self._stop_proposed = True
+        self._team.propose_stop(stop)
+
+    def _lost(self, text: str) -> None:
+        """In the team's thread: a rank is gone without a word, and the loop may wait for it in a collective."""
+        _log.error("unbroken: %s: ending this rank, too", text)
+        error = ChildError(text, returncode=EXIT_FAILED, kind="rank-lost")
+        self._linked.send(farewell(error, step=self._step))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)
+
     def _complete_run(self) -> None:
         """Make the last step durable and journal that the run is finished."""
         attempt, clock = self._opened, self._clock
+        self._team.gate.finished(self._step)
         attempt.raise_fatal()
         deadline = clock.monotonic() + _FINAL_SAVE_SECONDS
         if not self._save_within(_FINAL_SAVE_SECONDS, final=True):
@@ -327,12 +446,20 @@ class Run:
             if self._attempt is not None:
                 self._attempt.close(self._farewell(error), seconds=0.0 if quick else _CLOSE_SECONDS)
         finally:
+            self._team.close(_why_not_finished(error))
             self._signals.remove()
 
     def _farewell(self, error: BaseException | None) -> Bye:
         if error is None:
             return Bye("finished" if self._complete else "left", self._step)
         return farewell(error, step=self._step)
+
+
+def _why_not_finished(error: BaseException | None) -> str:
+    """For the other ranks: why this one ends though they do not; "" where they do, too."""
+    if error is None or isinstance(error, Interrupted):
+        return ""
+    return f"{type(error).__name__}: {error}"[:_REASON_LIMIT]
 
 
 def _durable(attempt: Attempt) -> str:

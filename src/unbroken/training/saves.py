@@ -10,6 +10,7 @@ from unbroken.journal.events import CheckpointCommitted
 from unbroken.link.arena import Slot, SlotOwner
 from unbroken.training.capture import Captured, capture
 from unbroken.training.objects import StateObject
+from unbroken.training.ranks import Ranks
 from unbroken.training.saver import PendingSave, Saver, SaveWriter
 from unbroken.training.staging import StagingArea
 
@@ -26,6 +27,7 @@ class Saves:
         overlap: whether what only the optimizer changes may be copied while the next step runs.
         on_committed, on_failed, when_idle: as of :class:`~unbroken.training.saver.Saver`.
         say: told once what people should know of the staging.
+        ranks: which of how many ranks this process is.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Saves:
         on_failed: Callable[[int, Exception], None],
         when_idle: Callable[[], None],
         say: Callable[[str], None],
+        ranks: Ranks | None = None,
         clock: Clock,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._owner = owner
         self._writer = writer
         self._clock = clock
-        self._staging = StagingArea(overlap=overlap, say=say, clock=clock)
+        self._staging = StagingArea(overlap=overlap, say=say, ranks=self._ranks, clock=clock)
         self._saver = Saver(writer, on_committed=on_committed, on_failed=on_failed, when_idle=when_idle, clock=clock)
         self.newest: PendingSave | None = None
         """The save that was begun last."""
@@ -118,7 +122,7 @@ class Saves:
                 self._saver.abandon(pending, result)
 
         try:
-            captured = capture(objects)
+            captured = capture(objects, self._ranks)
             self._staging.stage(
                 slot, captured, lambda tensors, stall: described(captured, tensors, stall), self._owner, staged,
                 eager=standing,
@@ -167,7 +171,7 @@ class Saves:
         """Write the state from where it lies; the loop stands still, for nothing of it may change meanwhile."""
         self.newest = pending = self._saver.begin(step, lambda: None)
         try:
-            captured = capture(objects)
+            captured = capture(objects, self._ranks)
             state = described(captured, self._staging.stream(captured), 0.0)
         except BaseException:
             self._saver.cancel(pending)

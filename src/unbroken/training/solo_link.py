@@ -38,13 +38,19 @@ class SoloLink:
         self.advised = False
         self.returned: list[ReturnedSlot] = []
 
+    def join(self, attempt: int, claim: str) -> None:
+        """Let :meth:`open` become part of an attempt that another process has claimed."""
+        self.attempt, self.claim = attempt, claim
+
     def open(self) -> None:
-        """Claim the run's next attempt.
+        """Claim the run's next attempt, unless :meth:`join` has named one.
 
         Raises:
             UnbrokenError: the run cannot be opened for writing.
         """
         self._journal = Journal.create(open_store(self.uri, create=True), clock=self._clock)
+        if self.attempt:
+            return
         lease = self._journal.claim(self._origin, command=list(sys.argv))
         self.attempt, self.claim = lease.attempt, lease.claim
 
