@@ -102,7 +102,7 @@ class RankTrainer:
 class RankNode:
     """An agent's session and its trainers."""
 
-    def __init__(self, folder: Path, uri: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, folder: Path, uri: str, *, clock: Clock = SYSTEM_CLOCK, upload_patience: float = 10.0) -> None:
         self.uri = uri
         self.path = folder / "agent.sock"
         folder.mkdir()
@@ -110,7 +110,7 @@ class RankNode:
         self.arena = Arena()
         claims = Claims(Origin(folder.name, os.getpid()), ["train"], 5, clock)
         self.claims = claims
-        self.session = Session(self.path, claims, self.arena, self.events.put, clock, upload_patience=10.0)
+        self.session = Session(self.path, claims, self.arena, self.events.put, clock, upload_patience=upload_patience)
         self.trainers: list[RankTrainer] = []
 
     def hello(self, **fields: Any) -> RankTrainer:

@@ -228,3 +228,16 @@ def test_trainers_that_still_train_a_replaced_attempt_are_fenced(make_node: Make
     there.trainers[0].save(4)
     assert there.trainers[0].failure().error == "FencedError"
     assert there.session.heard().fenced
+
+
+def test_save_that_waits_for_a_dying_rank_keeps_no_new_attempt_waiting(make_node: MakeNode) -> None:
+    here, there = make_node(), make_node(upload_patience=600.0)
+    first = here.join(0, 3)
+    waiting = there.join(1, 3, first.lease)
+    there.join(2, 3, first.lease)  # neither stages nor leaves
+    waiting.save(4)
+    there.gather(1)
+    part(here, first)
+    third = here.join(0, 3)
+    there.join(1, 3, third.lease)
+    assert waiting.failure().kind == "abandoned"

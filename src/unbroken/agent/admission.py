@@ -15,6 +15,7 @@ from unbroken.agent.rank_attempt_writer import RankAttemptWriter
 from unbroken.agent.uploader import Uploader
 from unbroken.clock import Clock, format_duration
 from unbroken.errors import ConfigError, FencedError, StoreError, UnbrokenError
+from unbroken.journal import Lease
 from unbroken.journal.events import AttemptEnded
 from unbroken.link.messages import Hello, Refused
 
@@ -130,6 +131,8 @@ class Admission:
                 if hello.attempt:
                     self._claims.demand(hello)  # a trainer that was left behind disturbs nobody
                 if before is not None:
+                    if hello.attempt and before.lease != Lease(hello.attempt, hello.claim):
+                        self._uploader.abandon("another attempt has begun")  # nothing of it can be committed any more
                     self._rescue()
                     if not hello.attempt:  # else it is replaced already
                         self._end(before, last_words())
