@@ -5,6 +5,7 @@ torch's module of them takes long to import and is not needed by a program that 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -105,25 +106,27 @@ def _text(tensor: torch.Tensor) -> str:
     return ", ".join(str(placement) for placement in tensor.placements)  # type: ignore[attr-defined]
 
 
-@lru_cache(maxsize=256)
-def _spare(mesh: Any) -> tuple[tuple[int, int], ...]:
+def _spare(mesh: Any) -> list[tuple[int, int]]:
     """Size and own coordinate of each dimension that a mesh lacks of the one that it was sliced from.
 
     Ranks along these have the same parts, as have the data-parallel ranks of a training with tensor parallelism.
     """
     root = _root(mesh)
-    if root is mesh:
-        return ()
-    ranks = set(mesh.mesh.flatten().tolist())
-    inside = [(root.mesh == rank).nonzero()[0].tolist() for rank in sorted(ranks) if (root.mesh == rank).any()]
-    lacking = [dim for dim in range(root.mesh.dim()) if len({at[dim] for at in inside}) == 1]
     own = root.get_coordinate()
-    copies = 1
-    for dim in lacking:
-        copies *= root.mesh.shape[dim]
-    if own is None or len(inside) < len(ranks) or copies * len(ranks) != root.mesh.numel():
-        return ()
-    return tuple((root.mesh.shape[dim], own[dim]) for dim in lacking)
+    return [(root.size(dim), own[dim]) for dim in _lacking(mesh)] if own is not None else []
+
+
+@lru_cache(maxsize=256)
+def _lacking(mesh: Any) -> list[int]:
+    """The dimensions of the mesh that this one was sliced from along which there are copies of this one."""
+    root = _root(mesh)
+    if root is mesh:
+        return []
+    ranks = mesh.mesh.flatten().tolist()
+    inside = [at[0].tolist() for rank in ranks if len(at := (root.mesh == rank).nonzero())]
+    lacking = [dim for dim in range(root.mesh.dim()) if len({at[dim] for at in inside}) == 1]
+    copies = math.prod(root.size(dim) for dim in lacking)
+    return lacking if copies * len(ranks) == root.mesh.numel() else []
 
 
 def _root(mesh: Any) -> Any:
