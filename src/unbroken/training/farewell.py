@@ -13,7 +13,8 @@ def farewell(error: BaseException, *, step: int) -> Bye:
     if isinstance(error, Interrupted):
         return Bye("interrupted", step, message=error.message, exit_code=EXIT_INTERRUPTED)
     code = error.exit_code if isinstance(error, UnbrokenError) else EXIT_FAILED
-    return Bye("failed", step, _class_name(error), str(error)[:_MESSAGE_LIMIT], code)
+    kind = error.kind if isinstance(error, UnbrokenError) else ""
+    return Bye("failed", step, _class_name(error), str(error)[:_MESSAGE_LIMIT], code, kind=kind)
 
 
 def _class_name(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from unbroken.errors import (
     Interrupted,
     StoreError,
 )
-from unbroken.link.messages import EVERY_VARIABLE, RUN_VARIABLE, Bye, SignalReceived, StopAgreed, Stopping
+from unbroken.link.messages import EVERY_VARIABLE, LOST_RANK, RUN_VARIABLE, Bye, SignalReceived, StopAgreed, Stopping
 from unbroken.notice.grace import grace_from
 from unbroken.store import parse_uri
 from unbroken.training.agent_link import AgentLink, StopRequest
@@ -354,7 +354,7 @@ class Run:
             raise ChildError(
                 f"rank {self._team.ranks.rank} received {self._signals.received or 'a request to stop'} after step "
                 f"{self._step}, and not all ranks answered: one of them is gone",
-                returncode=EXIT_FAILED, kind="rank-lost", hint="Look at the messages of the other ranks for the cause",
+                returncode=EXIT_FAILED, kind=LOST_RANK, hint="Look at the messages of the other ranks for the cause",
             )  # fmt: skip
         if link.stop is not None or self._signals.received:
             return self._stop_request()
@@ -373,7 +373,7 @@ class Run:
     def _lost(self, text: str) -> None:
         """In the team's thread: a rank is gone without a word, and the loop may wait for it in a collective."""
         _log.error("unbroken: %s: ending this rank, too", text)
-        error = ChildError(text, returncode=EXIT_FAILED, kind="rank-lost")
+        error = ChildError(text, returncode=EXIT_FAILED, kind=LOST_RANK)
         self._linked.send(farewell(error, step=self._step))
         sys.stdout.flush()
         sys.stderr.flush()
