@@ -13,13 +13,13 @@ from typing import Any
 from kills import Ledger, Moments, read_plan
 
 import unbroken.agent.supervisor
+from unbroken.agent import slot_answers
 from unbroken.agent.admission import Admission
 from unbroken.agent.arena import Arena
 from unbroken.agent.attempt_writer import AttemptWriter
 from unbroken.agent.claims import Claims
 from unbroken.agent.ending import Ending
 from unbroken.agent.session import Session
-from unbroken.agent.uploader import Uploader
 from unbroken.journal import Journal
 from unbroken.link.messages import Hello
 from unbroken.store.folder import FolderStore
@@ -46,7 +46,7 @@ def main() -> None:
         moments.around(store, "put", "put")
         moments.around(store, "create", "create")
     moments.around(Journal, "append", "append")
-    moments.around(Uploader, "_answer", "answer")
+    moments.around(slot_answers, "_send", "answer")
     moments.around(Session, "_part", "part")
     moments.around(Admission, "_rescue", "rescue-before-next")
     moments.around(Ending, "_rescue", "rescue")
