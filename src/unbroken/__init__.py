@@ -26,7 +26,7 @@ from unbroken.errors import (
 from unbroken.version import __version__
 
 if TYPE_CHECKING:
-    from unbroken import data
+    from unbroken import data, dcp
     from unbroken.checkpoint.retention import KeepBest, KeepEvery, KeepLast
     from unbroken.training.manager import CheckpointManager
     from unbroken.training.run import Run
@@ -38,7 +38,7 @@ _LAZY = {
     "KeepLast": "unbroken.checkpoint.retention",
     "Run": "unbroken.training.run",
 }
-_LAZY_MODULES = ("data",)
+_LAZY_MODULES = ("data", "dcp")
 
 __all__ = [
     "AccessError",
@@ -60,6 +60,7 @@ __all__ = [
     "UnbrokenError",
     "__version__",
     "data",
+    "dcp",
 ]
 
 

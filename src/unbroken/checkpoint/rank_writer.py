@@ -17,6 +17,7 @@ from unbroken.checkpoint.staged import HostState, check_state
 from unbroken.checkpoint.uploads import Upload, put_all
 from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
+from unbroken.store import Store
 from unbroken.store.store import OnPiece
 
 
@@ -87,10 +88,10 @@ class RankWriter:
             ValueError: the state is another rank's.
             StoreError: the storage failed.
         """
-        return self.put_record(self.write_packs(state, on_piece=on_piece), on_piece=on_piece)
+        return put_record(self._store, self.write_packs(state, on_piece=on_piece), on_piece=on_piece)
 
     def write_packs(self, state: HostState, *, on_piece: OnPiece | None = None) -> RankRecord:
-        """Make everything durable but the record, which is for :meth:`put_record`: the first half of :meth:`write`.
+        """Make everything durable but the record, which is for :func:`put_record`: the first half of :meth:`write`.
 
         For whoever learns only afterwards what rank 0's record has to say: the tree of what all ranks share.
         """
@@ -107,13 +108,6 @@ class RankWriter:
             record = msgspec.structs.replace(record, metrics=metrics[0].key, metrics_sha256=metrics_digest)
         return record
 
-    def put_record(self, record: RankRecord, *, on_piece: OnPiece | None = None) -> RankDurable:
-        """Make the record durable: the second half of :meth:`write`."""
-        data = msgspec.json.encode(record)
-        key = f"ranks/{record.attempt}/{record.step}/{record.rank}-{record.nonce}.json"
-        put_all(self._store, [Upload(key, [data])], on_piece=on_piece)
-        return RankDurable(self.rank, RankRef(key, sha256(data)), record)
-
     def _record(self, state: HostState, nonce: str, packing: Packing, parent: Continuation, written: int) -> RankRecord:
         first = self.rank == 0
         return RankRecord(
@@ -124,3 +118,16 @@ class RankWriter:
             seconds=round(self._clock.monotonic() - state.began_at, 6), created_at=round(self._clock.now(), 3),
             refers_to=parent.key if packing.refers else "",
         )  # fmt: skip
+
+
+def record_key(record: RankRecord) -> str:
+    """Where a rank's record belongs."""
+    return f"ranks/{record.attempt}/{record.step}/{record.rank}-{record.nonce}.json"
+
+
+def put_record(store: Store, record: RankRecord, *, on_piece: OnPiece | None = None) -> RankDurable:
+    """Make the record durable: the second half of :meth:`RankWriter.write`."""
+    data = msgspec.json.encode(record)
+    key = record_key(record)
+    put_all(store, [Upload(key, [data])], on_piece=on_piece)
+    return RankDurable(record.rank, RankRef(key, sha256(data)), record)
