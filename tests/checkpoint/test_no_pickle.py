@@ -50,11 +50,13 @@ def uses(tree: ast.AST) -> list[str]:
 
 IMPORTER = Path(unbroken.__file__).parent / "training" / "import_file.py"
 """`unbroken import` reads a file that the user names, not a store; it alone may, and only without running code."""
+IN_MEMORY = Path(unbroken.__file__).parent / "training" / "dcp_values.py"
+"""Load planners of torch.distributed.checkpoint take values as pickles: they are made here, and never leave memory."""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
 def test_no_source_file_uses_pickle(path: Path) -> None:
-    if path != IMPORTER:
+    if path not in (IMPORTER, IN_MEMORY):
         assert uses(ast.parse(path.read_text())) == []
 
 
@@ -67,6 +69,15 @@ def test_the_importer_loads_weights_only_and_takes_no_more_of_pickle_than_its_er
     of_pickle = {ast.unparse(node) for node in ast.walk(tree) if ast.unparse(node).startswith("pickle.")}
     assert of_pickle == {"pickle.UnpicklingError"}
     assert sorted(uses(tree)) == ["pickle", "torch.load", "weights_only"]
+
+
+def test_a_pickle_is_made_in_memory_alone() -> None:
+    tree = ast.parse(IN_MEMORY.read_text())
+    assert uses(tree) == ["torch.save"]
+    [made] = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.save"]
+    assert ast.unparse(made) == "torch.save(value, file)"
+    files = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "file"]
+    assert [ast.unparse(node.value) for node in files] == ["io.BytesIO()"]
 
 
 @pytest.mark.parametrize(
