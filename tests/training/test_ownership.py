@@ -13,7 +13,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from unbroken.training.ownership import Cut, Part, dealt_to, part_of, takes_turn
+from unbroken.training.ownership import Cut, Part, dealer_of, dealt_to, part_of, stager_of, takes_turn
 
 MESHES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 
@@ -112,3 +112,23 @@ def test_the_rule_of_the_deal_is_fixed():
     """Ranks of one training that run different versions for a moment still deal alike."""
     names = ["model/weight", "optimizer/state/0/exp_avg", "model/änderung", ""]
     assert [dealt_to(name, 8) for name in names] == [5, 4, 1, 0]
+
+
+def test_small_tensors_are_all_rank_0_s_so_that_a_reader_finds_them_in_one_record():
+    names = [f"optimizer/state/{number}/step" for number in range(1000)]
+    assert {stager_of(name, 4, 1024) for name in names} == {stager_of(name, 65535, 1024) for name in names} == {0}
+    assert len({stager_of(name, 65536, 64) for name in names}) == 64
+
+
+@pytest.mark.parametrize(("world", "dealers"), [(1, 1), (8, 8), (128, 128), (130, 128), (1024, 128), (10_000, 128)])
+def test_tensors_are_dealt_out_over_a_bounded_number_of_ranks_at_even_distances(world, dealers):
+    names = [f"model/layers.{number}.weight" for number in range(4000)]
+    ranks = sorted({dealer_of(name, world) for name in names})
+    assert ranks == [number * world // dealers for number in range(dealers)]
+    assert all(stager_of(name, 1 << 20, world) == dealer_of(name, world) for name in names)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8, 128])
+def test_up_to_the_bound_each_rank_is_dealt_its_own_part(world):
+    names = [f"model/layers.{number}.weight" for number in range(500)]
+    assert [dealer_of(name, world) for name in names] == [dealt_to(name, world) for name in names]

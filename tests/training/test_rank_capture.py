@@ -195,7 +195,8 @@ def training() -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer, "scale": torch.ones(3)}
 
 
-def test_plain_tensors_are_dealt_out_by_name_and_buffers_are_rank_0_s():
+def test_plain_tensors_are_dealt_out_by_name_and_buffers_are_rank_0_s(monkeypatch):
+    monkeypatch.setattr("unbroken.training.ownership.SMALL", 0)
     found = [capture(state_objects(training()), Ranks(rank, 4)) for rank in range(4)]
     alone = capture(state_objects(training()))
     shared = [name for name in alone.tensors if not name.startswith("rng/")]
@@ -208,6 +209,17 @@ def test_plain_tensors_are_dealt_out_by_name_and_buffers_are_rank_0_s():
             elif not name.startswith("rank"):
                 assert rank == zlib.crc32(name.encode()) % 4
     assert sum(bool(set(each.tensors) - {f"rank{each.ranks.rank}/rng/torch"}) for each in found) > 1
+
+
+def test_small_tensors_are_rank_0_s():
+    model = torch.nn.ParameterDict({f"small{number}": torch.zeros(16383) for number in range(9)})
+    model |= {f"large{number}": torch.zeros(16384) for number in range(9)}
+    found = [capture(state_objects({"model": model}), Ranks(rank, 4)) for rank in range(4)]
+    shared = [{name for name in each.tensors if not name.startswith("rank")} for each in found]
+    small = {f"model/small{number}" for number in range(9)}
+    assert [names & small for names in shared] == [small, set(), set(), set()]
+    assert sum(map(len, shared)) == 18
+    assert len([names for names in shared[1:] if names]) > 1
 
 
 def test_what_is_a_rank_s_own_bears_its_number():

@@ -17,7 +17,7 @@ from unbroken.checkpoint import Tagged, TensorRef, encode_tree
 from unbroken.checkpoint.dtypes import KNOWN
 from unbroken.errors import ConfigError
 from unbroken.training.objects import StateObject
-from unbroken.training.ownership import Part, dealt_to
+from unbroken.training.ownership import Part, stager_of
 from unbroken.training.ranks import Ranks
 from unbroken.training.sharding import held_part, is_sharded, local_of, stages
 
@@ -122,7 +122,8 @@ class _Held:
     def staged_by(self, name: str, ranks: Ranks) -> bool:
         if self.sharded is not None and self.part is not None:
             return (not self.part.empty or self.part.complete) and stages(name, self.sharded, self.path)
-        return ranks.rank == (dealt_to(name, ranks.world_size) if self.dealt else 0)
+        size = self.tensor.numel() * self.tensor.element_size()
+        return ranks.rank == (stager_of(name, size, ranks.world_size) if self.dealt else 0)
 
 
 class _Walk:

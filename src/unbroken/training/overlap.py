@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from unbroken.errors import UnbrokenError
 from unbroken.training.capture import memory_key
 from unbroken.training.objects import StateObject
-from unbroken.training.ownership import dealt_to
+from unbroken.training.ownership import stager_of
 from unbroken.training.ranks import Ranks
 from unbroken.training.sharding import held_part, is_sharded, local_of, memory_of, stages
 
@@ -148,13 +148,14 @@ def _like_each_parameter(group: dict[str, Any]) -> list[str]:
 
 def _staged_bytes(name: str, parameter: torch.Tensor, ranks: Ranks) -> int:
     """Of a tensor of this name and like the parameter, what this rank would stage."""
+    size = parameter.numel() * parameter.element_size()
     if ranks.world_size > 1:
         if is_sharded(parameter):
             part = held_part(parameter, name)
             return math.prod(part.shape) * parameter.element_size() if stages(name, parameter, name) else 0
-        if dealt_to(name, ranks.world_size) != ranks.rank:
+        if stager_of(name, size, ranks.world_size) != ranks.rank:
             return 0
-    return parameter.numel() * parameter.element_size()
+    return size
 
 
 def _is_hooked(optimizer: Optimizer) -> bool:

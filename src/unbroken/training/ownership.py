@@ -10,6 +10,12 @@ from functools import lru_cache
 Runs = tuple[tuple[int, int], ...]
 """Indices along one dimension: first, and that after the last, of each run of neighbours."""
 
+# Whoever restores needs every tensor that all ranks have alike, and so the record of each rank that staged one.
+SMALL = 64 << 10
+"""Bytes from which dealing a tensor out is worth a reader's request: smaller ones are all rank 0's."""
+DEALERS = 128
+"""Over so many ranks tensors are dealt out at most: with more, each uploads little less, and a reader asks for more."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -53,6 +59,22 @@ class Part:
 def dealt_to(name: str, count: int) -> int:
     """Which of ``count`` takes the thing of this name: the same everywhere, and about as many for each."""
     return zlib.crc32(name.encode("utf-8", "surrogatepass")) % count
+
+
+def stager_of(name: str, size: int, world_size: int) -> int:
+    """The rank that stages a plain parameter, or a plain tensor of an optimizer, which all ranks have alike.
+
+    Args:
+        name: of the tensor in the checkpoint.
+        size: bytes.
+    """
+    return 0 if size < SMALL else dealer_of(name, world_size)
+
+
+def dealer_of(name: str, world_size: int) -> int:
+    """The same of a tensor that is not small: one of at most :data:`DEALERS` ranks at even distances."""
+    dealers = min(world_size, DEALERS)
+    return dealt_to(name, dealers) * world_size // dealers
 
 
 def takes_turn(name: str, sizes: Sequence[int], coordinate: Sequence[int]) -> bool:
