@@ -47,6 +47,9 @@ class Reader:
         counted: its writers use :func:`write`: read what there is at once, in few requests.
         on_message: called with each message, in order; returns False to read no more.
         on_error: called once, when the connection broke or ``on_message`` raised; then the reader has ended.
+
+    Raises:
+        StoreError: kind ``"ranks"``: the store does not answer.
     """
 
     def __init__(
@@ -58,10 +61,11 @@ class Reader:
         on_message: Callable[[bytes], bool],
         on_error: Callable[[Exception], None],
     ) -> None:
-        self._store, self._stream, self._counted = store, stream, counted
+        self._stream, self._counted = stream, counted
         self._on_message, self._on_error = on_message, on_error
         self.next = 1
         """The number of the message that is waited for."""
+        self._connection = store.connect()
         self._thread = threading.Thread(target=self._run, name=f"unbroken-{stream}", daemon=True)
         self._thread.start()
 
@@ -71,17 +75,15 @@ class Reader:
 
     def _run(self) -> None:
         try:
-            connection = self._store.connect()
-            try:
-                more = True
-                while more:
-                    for message in connection.call(self._read, _LONG_SECONDS, "listening"):
-                        more = self._on_message(message)
-            finally:
-                connection.close()
-                connection.join(1.0)
+            more = True
+            while more:
+                for message in self._connection.call(self._read, _LONG_SECONDS, "listening"):
+                    more = self._on_message(message)
         except Exception as error:  # noqa: BLE001 - it belongs to the owner of this thread
             self._on_error(error)
+        finally:
+            self._connection.close()
+            self._connection.join(1.0)
 
     def _read(self, store: TCPStore) -> list[bytes]:
         store.wait([stream_key(self._stream, self.next)], _LONG)
