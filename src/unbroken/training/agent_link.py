@@ -76,14 +76,18 @@ class ReturnedSlot:
     manifest: str
     """Key of the checkpoint that it holds; "" where it is only memory."""
 
-    def tensors(self) -> dict[str, memoryview]:
-        """The bytes of the tensors in it by name, not verified; none where it is not sealed."""
+    def tensors(self) -> dict[str | tuple[str, tuple[int, ...]], memoryview]:
+        """The bytes of the tensors in it, not verified; none where it is not sealed.
+
+        Whole tensors by name, parts by name and where in the tensor they begin.
+        """
         try:
             held = read_slot(self.slot.descriptor, writable=True)  # such are copied with other threads running
         except DamagedError as error:
             _log.warning("unbroken: %s; reading from the store", error)
             return {}
-        return {tensor.name: tensor.data for tensor in held[1].tensors} if held is not None else {}
+        tensors = held[1].tensors if held is not None else ()
+        return {tensor.name if tensor.whole is None else (tensor.name, tensor.place): tensor.data for tensor in tensors}
 
 
 class LinkFollower(Protocol):

@@ -21,7 +21,10 @@ from unbroken.training.placing import Placed
 from unbroken.training.sharding import held_part, is_sharded, local_of, memory_of
 from unbroken.training.structure import compare_names, compare_structure
 
-Staged: TypeAlias = Mapping[str, memoryview] | Mapping[tuple[str, tuple[int, ...]], memoryview]
+StagedKey: TypeAlias = str | tuple[str, tuple[int, ...]]
+Staged: TypeAlias = (
+    Mapping[str, memoryview] | Mapping[tuple[str, tuple[int, ...]], memoryview] | Mapping[StagedKey, memoryview]
+)
 """Bytes in this machine's memory: of tensors by name, or of slices by name and offset."""
 
 _HUGE = 4 << 20
