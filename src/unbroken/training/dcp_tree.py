@@ -67,43 +67,44 @@ def _leaves(path: Path, value: Any) -> Iterator[Leaf]:
 
 
 def nested(leaves: Iterable[Leaf]) -> dict[str, Any]:
-    """The tree of these leaves; what a list lacks of its items is None.
+    """The tree of these leaves. Lists may have empty mappings in it, which are no leaves: for items that are missing,
+    and so that none is taken for one value.
 
     Raises:
         ConfigError: one stands where another has its own parts.
     """
     root: dict[str, Any] = {}
+    lists: list[list[Any]] = []
     for leaf in leaves:
         place: Any = root
         for key, following in zip(leaf.path, leaf.path[1:], strict=False):
-            place = _inside(place, key, leaf, [] if isinstance(following, int) else {})
-        _put(place, leaf.path[-1], leaf)
+            if not _holds(place, key):
+                fresh: Any = [] if isinstance(following, int) else {}
+                _set(place, key, fresh)
+                if isinstance(fresh, list):
+                    lists.append(fresh)
+            place = place[key]
+            _demand(leaf, isinstance(place, list if isinstance(following, int) else dict))
+        _demand(leaf, not _holds(place, leaf.path[-1]))
+        _set(place, leaf.path[-1], leaf.value)
+    for each in reversed(lists):
+        if is_one_value(each):
+            each.append({})
     return root
 
 
-def _inside(place: Any, key: str | int, leaf: Leaf, fresh: Any) -> Any:
-    found = _get(place, key)
-    if found is None:
-        _set(place, key, fresh)
-        return fresh
-    if type(found) is not type(fresh):
-        raise ConfigError(f"{leaf.name} stands inside of another value", kind="state")
-    return found
+def _demand(leaf: Leaf, fits: bool) -> None:
+    if not fits:
+        raise ConfigError(f"{leaf.name} and another value stand inside of each other", kind="state")
 
 
-def _put(place: Any, key: str | int, leaf: Leaf) -> None:
-    if _get(place, key) is not None:
-        raise ConfigError(f"{leaf.name} stands where another value has its parts", kind="state")
-    _set(place, key, leaf.value)
-
-
-def _get(place: Any, key: Any) -> Any:
+def _holds(place: Any, key: Any) -> bool:
     if isinstance(place, list):
-        return place[key] if key < len(place) else None
-    return place.get(key)
+        return key < len(place) and bool(place[key] != {})
+    return bool(key in place)
 
 
 def _set(place: Any, key: Any, value: Any) -> None:
     if isinstance(place, list):
-        place.extend([None] * (key + 1 - len(place)))
+        place.extend({} for _ in range(len(place), key + 1))
     place[key] = value
