@@ -93,12 +93,20 @@ class Session:
                 self._claimed = self._ours(self._journal) or self._claim(self._journal)
             else:
                 self.journal.require(self._claimed)
-            newest = self.newest()
-            if newest is not None and newest.step >= step:
-                raise ConfigError(
-                    f"step {step} was to be saved, and this writer has committed step {newest.step}", kind="step",
-                    hint="Steps of one writer go up; a program that went back to an older checkpoint makes a new one",
-                )  # fmt: skip
+            self.demand_later(step)
+
+    def demand_later(self, step: int) -> None:
+        """Refuse a step that does not follow what the attempt has committed.
+
+        Raises:
+            ConfigError: says what was committed.
+        """
+        newest = self.newest()
+        if newest is not None and newest.step >= step:
+            raise ConfigError(
+                f"step {step} was to be saved, and this writer has committed step {newest.step}", kind="step",
+                hint="Steps of one writer go up; a program that went back to an older checkpoint makes a new one",
+            )  # fmt: skip
 
     def _claim(self, journal: Journal) -> Lease:
         lease = journal.claim(self.origin, command=list(sys.argv))

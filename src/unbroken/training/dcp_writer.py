@@ -161,6 +161,7 @@ class Writer(StorageWriter):
             if save.whole is None:
                 self._commit(tree, written, save)
                 return
+            self._session.demand_later(save.step)  # another save may have overtaken this one
             state = HostState(save.step, tree, save.whole.tensors, began_at=save.began_at)
             self._session.whole_writer().write(state)
             self._session.written()
