@@ -113,7 +113,6 @@ class Rounds:
         done, self._open = self._open, None
         if done.kind == STOP:
             self._stopping = True
-            self._saves.clear()
         return Ended(done.number, done.kind, step, done.data, missing)
 
 
