@@ -103,7 +103,7 @@ class LoadedBatches(Batches):
         # With a generator of its own torch draws no seed for workers from the global one, which the training uses.
         own = torch.Generator().manual_seed(0)
         with held_back():
-            return iter(DataLoader(dataset, batch_sampler=batches, generator=own, **options))  # type: ignore[arg-type]
+            return iter(DataLoader(dataset, batch_sampler=batches, generator=own, **options))
 
 
 class Loader:

@@ -46,7 +46,7 @@ def samples_at(positions: torch.Tensor, *, length: int, seed: int, shuffle: bool
     offsets = positions % length
     if not shuffle or not positions.numel():
         return offsets
-    epochs, which = positions.div(length, rounding_mode="floor").unique(return_inverse=True)
+    epochs, which = positions.div(length, rounding_mode="floor").unique(return_inverse=True)  # type: ignore[no-untyped-call]
     bits = (length - 1).bit_length()
     keys = torch.tensor([_keys(seed, epoch, bits) for epoch in epochs.tolist()], dtype=torch.int64)
     return _permuted(offsets, length, bits, keys[which])
@@ -64,7 +64,7 @@ def _rounds(values: torch.Tensor, bits: int, keys: torch.Tensor) -> torch.Tensor
     split = bits - bits // 2
     upper_mask, lower_mask = (1 << bits // 2) - 1, (1 << split) - 1
     upper, lower = values >> split, values & lower_mask
-    for number, (first, second) in enumerate(keys.T.unflatten(0, (-1, 2))):
+    for number, (first, second) in enumerate(keys.T.unflatten(0, (-1, 2))):  # type: ignore[no-untyped-call]
         if number % 2 == 0:
             lower = lower ^ (_mixed(upper, first, second) & lower_mask)
         else:
