@@ -12,8 +12,10 @@ from pathlib import Path
 from unbroken.engine.gang import Node
 from unbroken.errors import ConfigError
 
-MOST_NODES = 254
-"""Each node has an address of its own, 127.0.0.1 to 127.0.0.254."""
+MOST_NODES = 150
+_FIRST_ADDRESS = 100
+"""Each node has an address of its own, from 127.0.0.100 on: torchrun numbers the nodes in the order of the addresses,
+compared as text."""
 
 _PYTHON = re.compile(r"python(\d+(\.\d+)*)?")
 _LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")
@@ -67,10 +69,13 @@ class Layout:
         ]
 
     def _options(self, index: int, port: int) -> list[str]:
+        # The c10d rendezvous, for agents start their part again in place, each in its own time: the static one takes a
+        # new torchrun in while the store of the old ones still stands, and its ranks wait half an hour for dead ones.
         return [
-            "-m", "torch.distributed.run", f"--nnodes={self.nodes}", f"--node-rank={index}",
-            f"--nproc-per-node={self.ranks_per_node}", "--master-addr=127.0.0.1", f"--master-port={port}",
-            f"--local-addr=127.0.0.{index + 1}", "--max-restarts=0",
+            "-m", "torch.distributed.run", f"--nnodes={self.nodes}", f"--nproc-per-node={self.ranks_per_node}",
+            "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-id={port}",
+            f"--rdzv-conf=is_host={int(index == 0)}", f"--local-addr=127.0.0.{_FIRST_ADDRESS + index}",
+            "--max-restarts=0",
         ]  # fmt: skip
 
 
