@@ -84,12 +84,8 @@ class ContinuedWriter:
             self._share = min(1.0, written / size)
 
     def _load(self, record: CheckpointRecord) -> Manifest:
-        """The whole manifest of a checkpoint."""
+        """The manifest of a checkpoint, or as much of it as is needed to go on from there."""
         return load_manifest(self.claim.journal.store, record)
-
-    def _load_parent(self, record: CheckpointRecord) -> Manifest:
-        """As much of it as is needed to go on from there."""
-        return self._load(record)
 
     def _was_committed(self, newest: CheckpointRecord, state: HostState) -> bool:
         """Whether an agent before us committed this very state, and only its reply was lost."""
@@ -105,7 +101,7 @@ class ContinuedWriter:
         if record is None or record.event.manifest == self._parent:
             return
         try:
-            manifest = self._load_parent(record)
+            manifest = self._load(record)
         except DamagedError:
             return  # whole again without it, and it harms nobody but itself
         self._continuing.continue_from(record, manifest)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 
 from unbroken.agent.claims import Claim
-from unbroken.checkpoint import Manifest, load_manifest
 from unbroken.clock import Clock
-from unbroken.journal import CheckpointRecord
 
 
 class LocalRanks:
@@ -29,8 +27,6 @@ class LocalRanks:
         self._announced: dict[int, set[int]] = {}
         self._failed: dict[int, str] = {}
         """Steps that cannot become checkpoints any more, and why."""
-        self._reading = threading.Lock()
-        self._manifest: tuple[str, Manifest] | None = None
 
     def join(self, rank: int) -> None:
         """A trainer of this rank was welcomed."""
@@ -94,14 +90,3 @@ class LocalRanks:
                 return self._failed[step]
             silent = (self._here & self._gone) - self._announced.get(step, set())
         return f"the trainer of rank {min(silent)} ended before it staged the step" if silent else ""
-
-    def manifest(self, record: CheckpointRecord) -> Manifest:
-        """The manifest of a checkpoint; the last one is kept, for each rank wants it, and it may be large.
-
-        Raises:
-            DamagedError: as of :func:`unbroken.checkpoint.load_manifest`.
-        """
-        with self._reading:
-            if self._manifest is None or self._manifest[0] != record.event.manifest:
-                self._manifest = record.event.manifest, load_manifest(self.claim.journal.store, record)
-            return self._manifest[1]

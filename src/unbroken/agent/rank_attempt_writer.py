@@ -58,8 +58,5 @@ class RankAttemptWriter(ContinuedWriter):
         self._measured(durable.record.written, sum(len(tensor.data) for tensor in state.tensors))
         return durable
 
-    def _load_parent(self, record: CheckpointRecord) -> Manifest:
-        return load_rank_part(self.claim.journal.store, record, self.rank)
-
     def _load(self, record: CheckpointRecord) -> Manifest:
-        return self.ranks.manifest(record)
+        return load_rank_part(self.claim.journal.store, record, self.rank)

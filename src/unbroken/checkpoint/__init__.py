@@ -2,9 +2,10 @@
 
 from unbroken.checkpoint.boxes import Box
 from unbroken.checkpoint.catalog import newest_first, restore_newest
-from unbroken.checkpoint.committed import load_manifest, load_rank_part
+from unbroken.checkpoint.committed import load_head, load_manifest, load_rank_part
 from unbroken.checkpoint.gather import commit_ranks, find_rank_records, missing
 from unbroken.checkpoint.manifest import Manifest, PackRecord, RankRecord, RankRef, Slice, TensorRecord
+from unbroken.checkpoint.manifest_part import Wanted, load_manifest_part
 from unbroken.checkpoint.metrics import Metrics, read_metrics
 from unbroken.checkpoint.packs import HostTensor
 from unbroken.checkpoint.pieces import Piece
@@ -45,6 +46,7 @@ __all__ = [
     "TensorRecord",
     "TensorRef",
     "Verification",
+    "Wanted",
     "choose",
     "commit_ranks",
     "decode_tree",
@@ -52,7 +54,9 @@ __all__ = [
     "find_rank_records",
     "holds_state",
     "keep_policy",
+    "load_head",
     "load_manifest",
+    "load_manifest_part",
     "load_rank_part",
     "missing",
     "newest_first",

@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 
 from unbroken.checkpoint.collector import collector_resting
-from unbroken.checkpoint.contradictions import contradictions, in_refs
+from unbroken.checkpoint.contradictions import contradictions, in_head, in_refs
 from unbroken.checkpoint.digest import sha256
 from unbroken.checkpoint.manifest import SHARDED_FORMAT, Manifest, RankRecord
 from unbroken.checkpoint.rank_records import (
@@ -76,30 +76,43 @@ def decode_manifest(data: bytes, key: str, get: GetCommitted) -> Manifest:
         expected = {ref.key: ref.sha256 for ref in manifest.ranks}
         data_of = read_at_once(lambda ref: get(ref, expected[ref]), list(expected))
         with collector_resting:
-            records = [_rank_record(manifest, rank, data_of.pop(ref)) for rank, ref in enumerate(expected)]
+            records = [rank_record(manifest, rank, data_of.pop(ref)) for rank, ref in enumerate(expected)]
             return _sound(put_together(manifest, records, key), key)
     return _sound(manifest, key)
 
 
+def load_head(store: Store, record: CheckpointRecord) -> Manifest:
+    """The manifest as it stands in its object: of format 2 without tensors, packs and ``locals``; of format 1 all.
+
+    Raises:
+        DamagedError: as :func:`load_manifest`, of that object.
+        FormatError: a newer version wrote it.
+    """
+    key = record.event.manifest
+    manifest = _decode(get_committed(store, key, record.event.sha256), key)
+    if manifest.format < SHARDED_FORMAT:
+        return _sound(manifest, key)
+    _demand_no_parts(manifest, key)
+    for found in in_head(manifest):
+        raise DamagedError(f"{key} contradicts itself: {found}", kind="manifest")
+    return manifest
+
+
 def load_rank_part(store: Store, record: CheckpointRecord, rank: int) -> Manifest:
-    """The manifest with only those slices that ``rank`` wrote: enough for it to refer to what did not change, at a
-    small part of the requests. It cannot be restored from. Of format 1 it is the whole manifest.
+    """The manifest with only those slices, and that tree, which ``rank`` wrote: enough for it to refer to what did not
+    change, at a small part of the requests. It cannot be restored from. Of format 1 it is the whole manifest.
 
     Raises:
         DamagedError: as :func:`load_manifest`.
         FormatError: a newer version wrote it.
     """
-    key, get = record.event.manifest, partial(get_committed, store)
-    data = get(key, record.event.sha256)
-    manifest = _decode(data, key)
-    if manifest.format < SHARDED_FORMAT:
-        return decode_manifest(data, key, get)
-    _demand_no_parts(manifest, key)
-    if rank >= manifest.world_size:
+    manifest = load_head(store, record)
+    if manifest.format < SHARDED_FORMAT or rank >= manifest.world_size:
         return manifest
     ref = manifest.ranks[rank]
-    part = _rank_record(manifest, rank, get(ref.key, ref.sha256))
-    return msgspec.structs.replace(manifest, tensors=part.tensors, packs=part.packs)
+    part = rank_record(manifest, rank, get_committed(store, ref.key, ref.sha256))
+    own = [part.local if number == rank else None for number in range(manifest.world_size)]
+    return msgspec.structs.replace(manifest, tensors=part.tensors, packs=part.packs, locals=own)
 
 
 def load_needed(store: Store, record: CheckpointRecord) -> dict[str, int]:
@@ -150,7 +163,13 @@ def _sound(manifest: Manifest, key: str) -> Manifest:
     return manifest
 
 
-def _rank_record(manifest: Manifest, rank: int, data: bytes) -> RankRecord:
+def rank_record(manifest: Manifest, rank: int, data: bytes) -> RankRecord:
+    """Read the bytes that a manifest names as the record of a rank.
+
+    Raises:
+        DamagedError: they are none, or one of another rank or save.
+        FormatError: a newer version wrote it.
+    """
     key = manifest.ranks[rank].key
     record = decode_rank_record(data, key)
     require_place(record, key, attempt=manifest.attempt, step=manifest.step, rank=rank, world_size=manifest.world_size)

@@ -28,9 +28,7 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
     Raises:
         FormatError: something that a later version of the format may allow.
     """
-    if manifest.step < 0 or manifest.attempt < 1 or manifest.world_size < 1:
-        yield f"step {manifest.step}, attempt {manifest.attempt}, world size {manifest.world_size}"
-    yield from in_refs(manifest.ranks)
+    yield from in_head(manifest)
     if manifest.format < SHARDED_FORMAT:
         for tensor in manifest.tensors:
             if min(tensor.shape, default=0) >= 0:
@@ -40,9 +38,18 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
         for tensor in manifest.tensors:
             if (flaw := find_flaw(tensor)) is not None:
                 yield f"{tensor.name} of shape {tensor.shape}: {flaw.text}"
-        if not all(isinstance(tree, dict) for tree in (manifest.state, *manifest.locals)):
+        if not all(isinstance(tree, dict) for tree in manifest.locals):
             yield "a state that is no dictionary"
     yield from _in_names(manifest)
+
+
+def in_head(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with that of a manifest which is no part of any one rank's."""
+    if manifest.step < 0 or manifest.attempt < 1 or manifest.world_size < 1:
+        yield f"step {manifest.step}, attempt {manifest.attempt}, world size {manifest.world_size}"
+    if manifest.format >= SHARDED_FORMAT and not isinstance(manifest.state, dict):
+        yield "a state that is no dictionary"
+    yield from in_refs(manifest.ranks)
 
 
 def in_refs(ranks: Sequence[RankRef]) -> Iterator[str]:

@@ -96,7 +96,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """It was imported: objects of a program that it lacks keep their initial state."""
     locals: list[Any] = []
     """Of format 2, by rank, in memory only: the tree of what belongs to that rank alone (its generators, its part of
-    the data order)."""
+    the data order). None for ranks whose records were not read (:func:`~unbroken.checkpoint.load_manifest_part`)."""
 
     def state_of(self, rank: int) -> Any:
         """The state tree as ``rank`` would load it: what all share, and what is its own.
