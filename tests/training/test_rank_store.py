@@ -136,6 +136,7 @@ _REQUESTS: list[Callable[[RankStore], object]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_of", _REQUESTS, ids=["set", "get", "gather", "share", "count"])
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_host_that_is_gone_or_does_not_answer_ends_each_request(
