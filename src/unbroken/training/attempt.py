@@ -29,6 +29,7 @@ from unbroken.training.local_writer import LocalWriter
 from unbroken.training.objects import StateObject
 from unbroken.training.ranks import Ranks
 from unbroken.training.remote_writer import RemoteWriter, StillUnderWay
+from unbroken.training.restore import Staged
 from unbroken.training.retention import Retention
 from unbroken.training.saver import PendingSave, SaveWriter
 from unbroken.training.saves import Saves
@@ -150,10 +151,12 @@ class Attempt:
             restore.apply(manifest, loaded)
         self._generators = [(item, loaded[item.name]) for item in objects if item.generator and item.name in loaded]
         seconds = self._clock.monotonic() - began
-        self.continue_from(record, manifest, seconds=seconds, from_memory=bool(self._left_in_memory(record)))
+        # Of several ranks a part of it may: too little to speak of where the ranks dealt the state out among them.
+        from_memory = not self.team.several and bool(self._left_in_memory(record))
+        self.continue_from(record, manifest, seconds=seconds, from_memory=from_memory)
         return record.step
 
-    def _left_in_memory(self, record: CheckpointRecord) -> dict[str, memoryview] | None:
+    def _left_in_memory(self, record: CheckpointRecord) -> Staged | None:
         """The bytes of this checkpoint's tensors, where an earlier trainer on this node has left them."""
         for returned in self.link.returned:
             if returned.manifest == record.event.manifest:
@@ -401,17 +404,3 @@ class Attempt:
         self.link.send(SaveFailed(step, str(error)))
         self._untold.add(Note("save-failed", str(error), {"step": step}))
         self.save_failed = True
-
-
-def refuse_several_ranks() -> None:
-    """Refuse to be one of several ranks.
-
-    Raises:
-        ConfigError: ``WORLD_SIZE`` says that there are several.
-    """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world not in ("", "1"):
-        raise ConfigError(
-            f"WORLD_SIZE is {world}: this version trains on a single process", kind="ranks",
-            hint="Start one process, without torchrun",
-        )  # fmt: skip

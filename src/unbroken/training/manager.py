@@ -14,7 +14,7 @@ from unbroken.errors import ConfigError, DeadlineError, FencedError, StoreError
 from unbroken.link.messages import RUN_VARIABLE, SOCKET_VARIABLE, Bye
 from unbroken.store import parse_uri
 from unbroken.training.agent_link import AgentLink, StopRequest
-from unbroken.training.attempt import Attempt, refuse_several_ranks
+from unbroken.training.attempt import Attempt
 from unbroken.training.cadence import Cadence, parse_every
 from unbroken.training.farewell import farewell
 from unbroken.training.link import Link
@@ -22,6 +22,7 @@ from unbroken.training.objects import StateObject, adapt, check_names, random_ge
 from unbroken.training.run_reader import Loaded, RunReader
 from unbroken.training.saver import PendingSave
 from unbroken.training.solo_link import SoloLink
+from unbroken.training.which_rank import which_rank
 
 _CLOSE_SECONDS = 120.0
 _FINAL_SAVE_SECONDS = 1800.0
@@ -84,6 +85,9 @@ class CheckpointManager:
     makes this process the run's next attempt, which fences every earlier one: through the agent below ``unbroken run``,
     by itself elsewhere. One thread may use a manager.
 
+    Of several ranks only rank 0 may save, and what it saves is what it has; the others wait for it, with a bound: see
+    ``docs/many-ranks.md``. :class:`unbroken.Run` saves on all ranks. Every rank may read.
+
     Args:
         uri: as of :class:`unbroken.Run`; ``UNBROKEN_RUN`` outranks it.
         every: what :meth:`due` goes by: a number of steps, or a duration such as ``"10min"``; None: always due.
@@ -92,7 +96,7 @@ class CheckpointManager:
         clock: for tests.
 
     Raises:
-        ConfigError: the URI, the cadence or the retention cannot be used, or the process is one of several ranks.
+        ConfigError: the URI, the cadence or the retention cannot be used.
     """
 
     def __init__(
@@ -104,7 +108,6 @@ class CheckpointManager:
         keep: str | Policy | Iterable[Policy] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        refuse_several_ranks()
         self._keep = keep_policy(keep)
         if self._keep is not None and self._keep.metrics:
             raise ConfigError(
@@ -167,11 +170,12 @@ class CheckpointManager:
             the save on its way. While two saves are under way, or where memory is short, it has failed already.
 
         Raises:
-            ConfigError: the step is not greater, or a value cannot be kept; names it.
+            ConfigError: the step is not greater, a value cannot be kept, or this is another rank than 0; names it.
             FencedError: another attempt owns the run.
             StoreError: the run could not be claimed.
         """
         self._demand_open()
+        self._demand_first_rank()
         objects = self._objects(state)
         self._demand_progress(step)
         attempt = self._claimed(objects)
@@ -238,10 +242,11 @@ class CheckpointManager:
         """Wait until the newest save is durable, and journal that training is complete: ``unbroken run`` ends with 0.
 
         Raises:
-            ConfigError: nothing was saved or restored.
+            ConfigError: nothing was saved or restored, or this is another rank than 0.
             DeadlineError, StoreError, FencedError: as of :meth:`Pending.wait`.
         """
         self._demand_open()
+        self._demand_first_rank()
         if self._newest is not None:
             self._newest.wait(_FINAL_SAVE_SECONDS)
         attempt = self._claimed([])
@@ -289,6 +294,15 @@ class CheckpointManager:
     def _demand_open(self) -> None:
         if self._closed:
             raise ConfigError(f"the manager of {self.uri} is closed", kind="closed", hint="Make another one")
+
+    def _demand_first_rank(self) -> None:
+        rank, world_size = which_rank()
+        if rank != 0:
+            raise ConfigError(
+                f"this is rank {rank} of {world_size}, and a CheckpointManager saves on rank 0 alone", kind="ranks",
+                hint="Let rank 0 save and the others wait for it with a bound, as docs/many-ranks.md shows, or save on "
+                "all ranks with unbroken.Run",
+            )  # fmt: skip
 
     def _demand_progress(self, step: int) -> None:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
