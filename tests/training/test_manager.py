@@ -328,11 +328,6 @@ class TestSaving:
         events = [record.event for record in Journal.open(open_store(three)).state.commits]
         assert events[-2].written > 400_000 > 10_000 > events[-1].written
 
-    def test_one_of_several_ranks_is_refused(self, uri, monkeypatch):
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(ConfigError, match="WORLD_SIZE is 2"):
-            CheckpointManager(uri)
-
     def test_a_closed_manager_refuses_and_closing_twice_is_nothing(self, uri):
         manager = CheckpointManager(uri)
         manager.save(1, {"x": 1})
