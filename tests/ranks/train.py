@@ -72,7 +72,8 @@ def main(uri: str, layout: str, until: int, every: str, out: Path, delay: float)
             log.write(f"{run.attempt} {step} {loss.item().hex()}\n")
             log.flush()
             time.sleep(delay)
-    found = digest(model, optimizer)
+        # Not as the last thing: gloo's threads abort a process that ends while they let go of a collective's tensors.
+        found = digest(model, optimizer)
     if rank == 0:
         (out / "final.json").write_text(json.dumps({"digest": found, "pid": os.getpid()}))
     dist.destroy_process_group()
