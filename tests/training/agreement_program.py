@@ -3,7 +3,7 @@
     python agreement_program.py RANK WORLD PORT [gloo:PATH]
 
 With PORT 0 it is rank 0, hosts the store and says where. It reads commands from stdin: ``allow N`` lets the steps up
-to N end, ``propose KIND JSON`` proposes, ``free`` lets all steps end. With gloo each step ends with an all_reduce.
+to N end, ``propose KIND JSON`` proposes, ``free`` lets all steps end, ``crash`` raises in the loop. With gloo each step ends with an all_reduce.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Program:
             answer_seconds=2.0, beat_seconds=0.1, lost_seconds=3.0,
         )  # fmt: skip
         self._may = 0
+        self._crash = False
         self._moved = threading.Condition()
         threading.Thread(target=self._obey, daemon=True).start()
 
@@ -83,6 +84,8 @@ class Program:
         say(begins=step)
         with self._moved:
             self._moved.wait_for(lambda: self._may >= step, 60.0)
+        if self._crash:
+            raise RuntimeError("as the test wants it")
         time.sleep(0.002)
         if self.collective:
             dist.all_reduce(torch.ones(4))
@@ -95,6 +98,7 @@ class Program:
                 self.agreement.propose(kind, json.loads(data or "{}"))
             else:
                 with self._moved:
+                    self._crash = command == "crash"
                     self._may = int(rest) if command == "allow" else _FREE
                     self._moved.notify_all()
 

@@ -129,6 +129,16 @@ def test_a_rank_killed_is_told_to_the_others_though_their_loops_hang() -> None:
             assert sum("lost" in line for line in rank.said) == 1
 
 
+def test_a_process_that_ends_without_leaving_in_order_is_told_to_the_others_and_keeps_its_exit_code() -> None:
+    with _processes(3) as each:
+        each[1].tell("crash")
+        for rank in (each[0], each[2]):
+            lost = rank.until("lost")["lost"]
+            assert lost.startswith("rank 1 (")
+            assert lost.endswith("ended: its process ended without closing the run")
+        assert each[1].process.wait(PATIENCE) == 1
+
+
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
 def test_when_the_host_of_the_store_is_gone_the_others_hear_of_it_and_a_stop_is_their_own(sign: signal.Signals) -> None:
     with _processes(3) as each:

@@ -181,3 +181,26 @@ def test_processes_meet_through_their_process_group_and_a_second_store_is_anothe
         for rank in ranks:
             rank.kill()
     assert said == [[["first of 0", "first of 1"], ["second of 0", "second of 1"]]] * 2
+
+
+_LEFT_OPEN = """
+    from unbroken.clock import SYSTEM_CLOCK
+    from unbroken.training.agreement import Agreement
+    from unbroken.training.rank_store import RankStore
+    first = RankStore.serve(2)
+    second = RankStore.join("127.0.0.1", first.port, 1, 2)
+    agreements = [Agreement(each, each.rank, 2, clock=SYSTEM_CLOCK, on_lost=print) for each in (first, second)]
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_closes_nothing_ends_with_its_own_exit_code() -> None:
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(_LEFT_OPEN)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr

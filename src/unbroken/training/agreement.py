@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import platform
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +94,7 @@ class Agreement(Gate):
         self._reader = Reader(store, mailbox(rank), counted=False, on_message=self._heard, on_error=self._inbox.put)
         self._thread = threading.Thread(target=self._run, name="unbroken-agreement", daemon=True)
         self._thread.start()
+        atexit.register(_close_at_exit, weakref.ref(self))
 
     def propose(self, kind: str, data: dict[str, Any] | None = None) -> None:
         """Ask all ranks to do something after the same step; from any thread, returns at once.
@@ -237,3 +240,13 @@ class Agreement(Gate):
             return
         self._told = True
         self._on_lost(str(error))
+
+
+def _close_at_exit(agreement: weakref.ref[Agreement]) -> None:
+    """A process that ends without :meth:`Agreement.close` has not left in order.
+
+    The others are told. And its threads must be out of C++ when the interpreter goes, or the process aborts.
+    """
+    still_there = agreement()
+    if still_there is not None:
+        still_there.close(_MARGIN_SECONDS, reason="its process ended without closing the run")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -91,6 +94,7 @@ class RankStore:
         # Rank 0's own requests go over the loopback: its outer address may not lead back to it.
         store = cls("127.0.0.1", server.port, 0, world_size, server)
         store.host = host.strip("[]")
+        atexit.register(_outlive_the_interpreter, weakref.ref(store))
         return store
 
     @classmethod
@@ -271,6 +275,17 @@ class RankStore:
                 self._idle.append(connection)
                 return
         connection.close()
+
+
+def _outlive_the_interpreter(store: weakref.ref[RankStore]) -> None:
+    """Leave a server that nobody closed to the end of the process.
+
+    Were it destroyed with the interpreter's last objects, threads that wait in C++ would come back with an error into
+    an interpreter that is gone, and the process would abort: an exit code that nobody gave.
+    """
+    open_store = store()
+    if open_store is not None and open_store._server is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(open_store._server))
 
 
 def _present(store: TCPStore, keys: Sequence[str], seconds: float) -> bool:
