@@ -3,7 +3,8 @@
     python agreement_program.py RANK WORLD PORT [gloo:PATH]
 
 With PORT 0 it is rank 0, hosts the store and says where. It reads commands from stdin: ``allow N`` lets the steps up
-to N end, ``propose KIND JSON`` proposes, ``free`` lets all steps end, ``crash`` raises in the loop. With gloo each step ends with an all_reduce.
+to N end, ``propose KIND JSON`` proposes, ``free`` lets all steps end, ``crash`` raises in the loop.
+With gloo each step ends with an all_reduce.
 """
 
 from __future__ import annotations
