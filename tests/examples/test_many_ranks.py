@@ -29,7 +29,7 @@ def test_an_example_is_read_in_a_minute(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1])
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
 def test_it_learns_and_leaves_a_finished_run(name: str, ranks: int, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
