@@ -169,7 +169,9 @@ def restore(training: Training, uri: str) -> int:
     """By this rank alone."""
     journal = Journal.open(open_store(uri))
     with InPlaceRestore(journal.store, journal.state, training.objects, ranks=training.ranks) as work:
-        found = restore_newest(journal.store, journal.state, work.load, on_damaged=_raise)
+        found = restore_newest(
+            journal.store, journal.state, work.load, on_damaged=_raise, read_manifest=work.read_manifest
+        )
         if found is None:
             return 0
         record, manifest, state = found

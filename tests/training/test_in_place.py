@@ -7,17 +7,30 @@ from typing import Any
 
 import pytest
 import torch
+from tests.checkpoint.conftest import WatchedStore
 from tests.training.saved import bits, objects_of, save, trained
 
 from unbroken import CheckpointManager
-from unbroken.checkpoint import CheckpointWriter, HostState, HostTensor, Manifest, load_manifest, restore_newest
+from unbroken.checkpoint import (
+    CheckpointWriter,
+    HostState,
+    HostTensor,
+    Manifest,
+    RankWriter,
+    commit_ranks,
+    load_head,
+    load_manifest,
+    restore_newest,
+)
 from unbroken.checkpoint.importing import import_state
 from unbroken.errors import DamagedError, MismatchError, StoreError
 from unbroken.journal import CheckpointRecord, Journal, Origin
 from unbroken.store import open_store
 from unbroken.testing import FakeClock, FaultyStore, flip_bit
-from unbroken.training.capture import capture
+from unbroken.training.capture import capture, dtype_name
 from unbroken.training.in_place import InPlaceRestore, RestoreProgress
+from unbroken.training.objects import StateObject
+from unbroken.training.ranks import Ranks
 from unbroken.training.restore import bytes_of, load_state
 
 SPOILT = "must not be trained on"
@@ -267,3 +280,54 @@ class TestProgress:
             "unbroken: restoring 6.2 of 61.0 GB (1.2 GB/s)",
             "unbroken: restoring 12.3 of 61.0 GB (1.2 GB/s)",
         ]
+
+
+class TestRanks:
+    """Of four ranks that have everything alike, all small: rank 0 stages it, and each its own generator."""
+
+    COUNT = 4
+
+    def program(self, rank: int, seed: int) -> list[StateObject]:
+        return [*objects_of({**trained(seed), "own": torch.Generator().manual_seed(seed + rank)})]
+
+    def save(self, uri: str) -> Journal:
+        origin = Origin("host", 1)
+        journal = Journal.create(open_store(uri, create=True))
+        lease, durable = journal.claim(origin), {}
+        for rank in range(self.COUNT):
+            captured = capture(self.program(rank, 1), Ranks(rank, self.COUNT))
+            tensors = [HostTensor(n, dtype_name(t), tuple(t.shape), bytes_of(t)) for n, t in captured.tensors.items()]
+            state = HostState(
+                1, captured.tree, tensors, rank=rank, world_size=self.COUNT, local=captured.local,
+                shared=captured.shared,
+            )  # fmt: skip
+            writer = RankWriter(journal, lease, origin, rank=rank, world_size=self.COUNT)
+            durable[rank] = writer.write(state)
+        commit_ranks(journal, lease, origin, durable)
+        return journal
+
+    def test_each_reads_the_records_that_it_needs_and_no_damage_in_others(self, uri):
+        journal = self.save(uri)
+        record = journal.state.checkpoints[-1]
+        journal.store.delete([load_head(journal.store, record).ranks[3].key])
+        read: list[str] = []
+        store = WatchedStore(journal.store, lambda method, key: read.append(key) if method == "get" else None)
+        objects = self.program(2, 5)
+        with InPlaceRestore(store, journal.state, objects, ranks=Ranks(2, self.COUNT)) as work:
+            manifest = work.read_manifest(record)
+            assert sorted(key.split("-")[0] for key in read if key.startswith("ranks/")) == [
+                "ranks/1/1/0",
+                "ranks/1/1/2",
+            ]
+            work.apply(manifest, work.load(record, manifest))
+        here, there = capture(objects).tensors, capture(self.program(2, 1)).tensors
+        assert all(torch.equal(here[name], there[name]) for name in here.keys() | there.keys())
+        work = InPlaceRestore(store, journal.state, objects, ranks=Ranks(3, self.COUNT))
+        with pytest.raises(DamagedError, match="ranks/1/1/3"):
+            work.read_manifest(record)
+
+    def test_one_alone_reads_all_of_it(self, uri):
+        journal = self.save(uri)
+        record = journal.state.checkpoints[-1]
+        with InPlaceRestore(journal.store, journal.state, self.program(0, 5)) as work:
+            assert work.read_manifest(record) == load_manifest(journal.store, record)

@@ -28,12 +28,14 @@ def restore_newest(
     load: Callable[[CheckpointRecord, Manifest], T],
     *,
     on_damaged: Callable[[CheckpointRecord, DamagedError], None],
+    read_manifest: Callable[[CheckpointRecord], Manifest] | None = None,
 ) -> tuple[CheckpointRecord, Manifest, T] | None:
     """Load the newest checkpoint that is sound.
 
     Args:
         load: reads what it needs of the checkpoint, verified; raises DamagedError where that fails.
         on_damaged: told of each checkpoint that was passed over.
+        read_manifest: reads as much of a manifest as ``load`` needs, or raises DamagedError; all of it by default.
 
     Returns:
         what was loaded, or None for a run without any commit.
@@ -48,7 +50,7 @@ def restore_newest(
     passed_over = 0
     for record in newest_first(state):
         try:
-            manifest = load_manifest(store, record)
+            manifest = load_manifest(store, record) if read_manifest is None else read_manifest(record)
             return record, manifest, load(record, manifest)
         except DamagedError as error:
             passed_over += 1

@@ -143,7 +143,9 @@ class Attempt:
         with InPlaceRestore(
             store, state, objects, ranks=self.team.ranks, staged=self._left_in_memory, clock=self._clock
         ) as restore:
-            found = self.team.restore_newest(store, state, restore.load, on_damaged=self.passed_over)
+            found = self.team.restore_newest(
+                store, state, restore.load, read_manifest=restore.read_manifest, on_damaged=self.passed_over
+            )
             if found is None:
                 self._began_at(0, 0, self._clock.monotonic() - began)
                 return 0
@@ -190,7 +192,7 @@ class Attempt:
             self._going_back.clear()
         self._newest = record.event
         self._began_at(
-            record.step, manifest.size, seconds, record.event.manifest if kept else "", from_memory=from_memory
+            record.step, record.event.size, seconds, record.event.manifest if kept else "", from_memory=from_memory
         )
 
     def _keeps(self, record: CheckpointRecord) -> bool:

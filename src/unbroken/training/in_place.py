@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any, Self
 
-from unbroken.checkpoint import Manifest, load_manifest
+from unbroken.checkpoint import Manifest, load_head, load_manifest, load_manifest_part
 from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.errors import DamagedError, MismatchError, UnbrokenError
 from unbroken.journal import CheckpointRecord, RunState
@@ -21,6 +21,7 @@ from unbroken.training.rank_part import rank_part
 from unbroken.training.ranks import Ranks
 from unbroken.training.restore import Staged, apply_state, bytes_wanted, load_state, tensors_of
 from unbroken.training.structure import compare_manifest
+from unbroken.training.wanted import wanted_of
 
 _log = logging.getLogger("unbroken")
 
@@ -81,6 +82,20 @@ class InPlaceRestore:
         else:
             error.add_note(f"unbroken: {OVERWRITTEN}")
 
+    def read_manifest(self, record: CheckpointRecord) -> Manifest:
+        """The manifest of a checkpoint; of several ranks as much of it as this one needs, for :meth:`load`.
+
+        Raises:
+            MismatchError: it cannot fit.
+            DamagedError: it, or what is needed of it, is not what was committed.
+        """
+        if self._ranks.world_size == 1:
+            return load_manifest(self._store, record)
+        return load_manifest_part(
+            self._store, record, rank=self._ranks.rank, world_size=self._ranks.world_size,
+            wanted=lambda head: wanted_of(head, self._objects, self._ranks),
+        )  # fmt: skip
+
     def load(self, record: CheckpointRecord, manifest: Manifest) -> dict[str, Any]:
         """Compare a checkpoint with the objects, then read it; what :func:`~unbroken.checkpoint.restore_newest` calls.
 
@@ -126,7 +141,7 @@ class InPlaceRestore:
         for imported in self._imported:
             if imported.n < record.n:
                 with contextlib.suppress(DamagedError):  # nobody will go back to that one
-                    names &= load_manifest(self._store, imported).state.keys()
+                    names &= load_head(self._store, imported).state.keys()
         return names
 
     def _demand_all(self, record: CheckpointRecord, held: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from unbroken.checkpoint import Manifest, load_manifest, newest_first
+from unbroken.checkpoint import Manifest, newest_first
 from unbroken.clock import Clock
 from unbroken.errors import DamagedError, UnbrokenError
 from unbroken.journal import CheckpointRecord, Journal, RunState
@@ -135,6 +135,7 @@ class ManyRanks(Team):
         state: RunState,
         load: Callable[[CheckpointRecord, Manifest], T],
         *,
+        read_manifest: Callable[[CheckpointRecord], Manifest],
         on_damaged: Callable[[CheckpointRecord, DamagedError], None],
     ) -> tuple[CheckpointRecord, Manifest, T] | None:
         """Rank 0 proposes, newest first; what any rank finds damaged is passed over by all.
@@ -144,7 +145,7 @@ class ManyRanks(Team):
         """
         tried = 0
         for record in self._candidates(state):
-            found = self._try(tried, record, lambda record: _read(store, record, load))
+            found = self._try(tried, record, lambda record: _read(record, read_manifest, load))
             if not isinstance(found, DamagedError):
                 return record, *found
             if self.chief:
@@ -252,9 +253,11 @@ class ManyRanks(Team):
 
 
 def _read(
-    store: Store, record: CheckpointRecord, load: Callable[[CheckpointRecord, Manifest], T]
+    record: CheckpointRecord,
+    read_manifest: Callable[[CheckpointRecord], Manifest],
+    load: Callable[[CheckpointRecord, Manifest], T],
 ) -> tuple[Manifest, T]:
-    manifest = load_manifest(store, record)
+    manifest = read_manifest(record)
     return manifest, load(record, manifest)
 
 

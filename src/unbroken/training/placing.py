@@ -24,20 +24,21 @@ class Placed:
 
 
 def place(
-    tree: dict[str, Any], objects: Sequence[StateObject], manifest: Manifest
+    tree: dict[str, Any], objects: Sequence[StateObject], manifest: Manifest | None = None
 ) -> tuple[dict[str, Any], dict[str, Placed]]:
     """Find out which tensors are sharded in this program.
 
     Args:
         tree: decoded, by object name.
-        manifest: of the checkpoint, for the shapes.
+        manifest: of the checkpoint, for the shapes: a tensor of another shape than the program's is not like it. None
+            where they are not known yet.
 
     Returns:
         the tree with other names in the place of those of tensors that are to be sharded, and what these names mean.
     """
     if not any(name.startswith("torch.distributed.tensor") for name in sys.modules):
         return tree, {}  # nobody has made one
-    work = _Placing({record.name: tuple(record.shape) for record in manifest.tensors})
+    work = _Placing(None if manifest is None else {record.name: tuple(record.shape) for record in manifest.tensors})
     placed = dict(tree)
     for item in objects:
         if item.name in tree and not item.per_rank:
@@ -58,7 +59,7 @@ class _OfParameter:
 
 
 class _Placing:
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
         self.placed: dict[str, Placed] = {}
         self._shapes = shapes
         self._names: dict[tuple[Any, ...], str] = {}
@@ -90,7 +91,7 @@ class _Placing:
         return saved
 
     def _tensor(self, saved: TensorRef, live: Any) -> TensorRef:
-        if not is_sharded(live) or self._shapes.get(saved.name) != tuple(live.shape):
+        if not is_sharded(live) or (self._shapes is not None and self._shapes.get(saved.name) != tuple(live.shape)):
             return saved
         kind = (saved.name, live.device_mesh, tuple(live.placements), local_of(live).device)
         if kind not in self._names:  # two that are tied there and spread alike here stay one

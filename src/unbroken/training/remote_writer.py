@@ -107,7 +107,7 @@ class RemoteWriter:
     def continue_from(self, record: CheckpointRecord, manifest: Manifest) -> None:
         """Each agent that comes from now on is told the parent of the next checkpoint; this one is, by the attempt."""
         with self._changed:
-            self._parent = Restored(record.step, 0.0, manifest.size, record.event.manifest)
+            self._parent = Restored(record.step, 0.0, record.event.size, record.event.manifest)
             if self._local is not None:
                 self._local.continue_from(record, manifest)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unbroken.errors import ConfigError
-from unbroken.training.ownership import Cut, Part, part_of, takes_turn
+from unbroken.training.ownership import Cut, Part, dealt_to, part_of, takes_turn
 
 
 def is_sharded(tensor: object) -> bool:
@@ -76,11 +76,37 @@ def stages(name: str, tensor: torch.Tensor, path: str) -> bool:
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return False
-    nothing = tensor.numel() == 0  # of which every rank has all
-    alike = [at for at, cut in enumerate(_cuts(tensor, path)) if cut is None or nothing]
-    spare = _spare(mesh)
+    alike, spare = _alike(tensor, path), _spare(mesh)
     sizes = [*(mesh.shape[at] for at in alike), *(size for size, _ in spare)]
     return takes_turn(name, sizes, [*(coordinate[at] for at in alike), *(at for _, at in spare)])
+
+
+def stager(name: str, tensor: torch.Tensor, path: str) -> int | None:
+    """The rank that stages what this rank holds of a sharded tensor; None where this one holds nothing.
+
+    Args:
+        name: of the tensor in the checkpoint.
+        path: its name in error messages.
+    """
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        return None
+    alike = _alike(tensor, path)
+    place = [dealt_to(name, mesh.shape[at]) if at in alike else own for at, own in enumerate(coordinate)]
+    rank = int(mesh.mesh[tuple(place)])
+    root = _root(mesh)
+    if not (lacking := _lacking(mesh)):
+        return rank
+    (at,) = (root.mesh == rank).nonzero().tolist()
+    there = [dealt_to(name, root.size(dim)) if dim in lacking else at[dim] for dim in range(root.mesh.dim())]
+    return int(root.mesh[tuple(there)])
+
+
+def _alike(tensor: torch.Tensor, path: str) -> list[int]:
+    """The dimensions of its mesh along which ranks hold the same."""
+    nothing = tensor.numel() == 0  # of which every rank has all
+    return [at for at, cut in enumerate(_cuts(tensor, path)) if cut is None or nothing]
 
 
 def _cuts(tensor: torch.Tensor, path: str) -> tuple[Cut | None, ...]:

@@ -69,10 +69,11 @@ class Team:
         state: RunState,
         load: Callable[[CheckpointRecord, Manifest], T],
         *,
+        read_manifest: Callable[[CheckpointRecord], Manifest],
         on_damaged: Callable[[CheckpointRecord, DamagedError], None],
     ) -> tuple[CheckpointRecord, Manifest, T] | None:
         """As :func:`unbroken.checkpoint.restore_newest`; all ranks take the same checkpoint."""
-        return restore_newest(store, state, load, on_damaged=on_damaged)
+        return restore_newest(store, state, load, on_damaged=on_damaged, read_manifest=read_manifest)
 
     def propose_stop(self, stop: StopRequest) -> None:
         """Have all ranks stop at the same step. Safe from any thread."""
