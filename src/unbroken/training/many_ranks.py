@@ -30,6 +30,8 @@ _RESTORE_SECONDS = 3600.0
 """Until the slowest rank has read its part."""
 _FINISH_SECONDS = 120.0
 _CLOSE_SECONDS = 10.0
+_FAILED_SECONDS = 2.0
+"""The same for a rank that failed: the others are ended, and say no good-bye."""
 
 
 class _Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -179,7 +181,7 @@ class ManyRanks(Team):
     def close(self, reason: str = "") -> None:
         try:
             if self._agreement is not None:
-                self._agreement.close(_CLOSE_SECONDS, reason=reason)
+                self._agreement.close(_FAILED_SECONDS if reason else _CLOSE_SECONDS, reason=reason)
             self._store.close()
         except UnbrokenError as error:
             _log.debug("leaving the other ranks: %s", error)

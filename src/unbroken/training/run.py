@@ -441,12 +441,16 @@ class Run:
 
     def _end(self, error: BaseException | None) -> None:
         """Close the attempt and say how it ended."""
-        quick = isinstance(error, FencedError | Interrupted)  # nothing under way can or need be saved any more
+        failed = error is not None and not isinstance(error, Interrupted)
+        # Nothing under way can or need be saved any more; of several ranks, nothing that the others would complete.
+        quick = isinstance(error, FencedError | Interrupted) or (failed and self._team.several)
         try:
+            if failed:  # first: the others may wait for this rank in a collective
+                self._team.close(_why_not_finished(error))
             if self._attempt is not None:
                 self._attempt.close(self._farewell(error), seconds=0.0 if quick else _CLOSE_SECONDS)
         finally:
-            self._team.close(_why_not_finished(error))
+            self._team.close()
             self._signals.remove()
 
     def _farewell(self, error: BaseException | None) -> Bye:
@@ -456,9 +460,7 @@ class Run:
 
 
 def _why_not_finished(error: BaseException | None) -> str:
-    """For the other ranks: why this one ends though they do not; "" where they do, too."""
-    if error is None or isinstance(error, Interrupted):
-        return ""
+    """For the other ranks: why this one ends though they do not."""
     return f"{type(error).__name__}: {error}"[:_REASON_LIMIT]
 
 
