@@ -53,7 +53,7 @@ def test_of_two_nodes_one_is_interrupted_at_a_time_and_the_training_ends_alike(t
     assert [cause[-1] for cause in struck] == [str(one["node"]) for one in found["interruptions"]]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_two_ranks_of_one_node_with_sharded_weights_end_alike(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "fsdp" / "train.py")]
