@@ -149,7 +149,7 @@ def stager() -> ModuleType:
 @pytest.fixture(scope="session")
 def ranks() -> ModuleType:
     """Nodes with several trainers each."""
-    return load("ranks")
+    return load("rank_trainer")
 
 
 @pytest.fixture

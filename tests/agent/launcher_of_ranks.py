@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from ranks import RankTrainer
+from rank_trainer import RankTrainer
 
 from unbroken.journal import Journal, Lease, Origin
 from unbroken.journal.events import RunFinished
