@@ -29,8 +29,10 @@ def test_an_example_is_read_in_a_minute(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [("fsdp", 1), ("ddp", 2), *(pytest.param(*rest, marks=pytest.mark.soak) for rest in [("ddp", 1), ("fsdp", 2)])],
+)
 def test_it_learns_and_leaves_a_finished_run(name: str, ranks: int, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
     (node,) = Layout(1, ranks).lay_out([sys.executable, str(EXAMPLES / name / "train.py")], [{}])

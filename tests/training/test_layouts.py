@@ -119,7 +119,7 @@ def test_fsdp_with_tensor_parallelism_goes_on_to_the_bit_and_in_other_layouts(wo
     demand_truth(second, tensor)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_one_process_goes_on_as_hybrid_fsdp_and_that_as_ddp(world):
     plain = world.train("plain", 1)
     hybrid = world.train("hsdp", 4)
