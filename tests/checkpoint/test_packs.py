@@ -113,6 +113,13 @@ def test_in_a_large_pack_whatever_fills_pages_begins_at_one() -> None:
     assert (pack.record.size - sum(sizes.values())) < 0.001 * pack.record.size
 
 
+def test_small_tensors_lie_side_by_side_so_that_all_of_them_are_one_request() -> None:
+    tensors = [t for n in range(50) for t in (tensor(f"{n}/step", bytes(4), "float32"), tensor(f"{n}/w", bytes(5000)))]
+    (pack,) = packed(tensors, 256 << 20)
+    starts = sorted(each.slices[0].start for each in pack.tensors if each.name.endswith("step"))
+    assert starts == list(range(starts[0], starts[0] + 200, 4))
+
+
 def test_a_small_pack_is_not_blown_up() -> None:
     (pack,) = packed([tensor("a", bytes(4096)), tensor("b", bytes(8192))], 256 << 20)
     assert pack.record.header_size < 512

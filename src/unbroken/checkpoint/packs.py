@@ -63,7 +63,8 @@ def plan_packs(tensors: Iterable[HostTensor], *, pack_size: int = PACK_SIZE) -> 
     """Deal tensors out over packs of about ``pack_size`` bytes; each pack is given out as soon as it is full.
 
     Within a pack come first those that fill whole pages: after a header that does they can be written to a disk from
-    where they lie. Then wide element types, so that every tensor begins at a multiple of its element's size.
+    where they lie. Then wide element types, so that every tensor begins at a multiple of its element's size. Of
+    these the small ones come last: a rank that needs them all (the step counts of an optimizer) gets them at once.
     """
     pack: list[HostTensor] = []
     room = 0
@@ -79,8 +80,9 @@ def plan_packs(tensors: Iterable[HostTensor], *, pack_size: int = PACK_SIZE) -> 
         yield sorted(pack, key=_place)
 
 
-def _place(tensor: HostTensor) -> tuple[bool, int]:
-    return len(tensor.data) % _PAGE != 0, -item_size(tensor.dtype)
+def _place(tensor: HostTensor) -> tuple[bool, int, int]:
+    broken = len(tensor.data) % _PAGE != 0
+    return broken, -item_size(tensor.dtype), -len(tensor.data) if broken else 0
 
 
 def build_pack(
