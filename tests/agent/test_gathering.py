@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from unbroken.agent import gathering
+from unbroken.agent.common_save import LONGEST
 from unbroken.agent.events import Departed, Durable, Fenced, Trouble
+from unbroken.agent.local_ranks import LocalRanks
 from unbroken.checkpoint import RankWriter, load_manifest, read_tensors, verify_checkpoint
 from unbroken.errors import StoreError
 from unbroken.journal import CheckpointRecord, Origin
@@ -85,6 +87,7 @@ def test_node_that_has_all_ranks_lists_nothing(make_node: MakeNode, monkeypatch:
         raise AssertionError("the records of others were looked for")
 
     monkeypatch.setattr(gathering, "find_rank_records", listed)
+    monkeypatch.setattr(gathering, "list_rank_records", listed)
     node = make_node()
     first = node.join(0, 2)
     second = node.join(1, 2, first.lease)
@@ -251,6 +254,40 @@ def test_commit_is_taken_over_when_the_agent_of_rank_0_is_lost(make_node: MakeNo
     assert took >= gathering.TAKE_OVER
     assert {trainer.committed().event.step for trainer in waiting.trainers} == {4}
     sound(waiting.node, 4)
+
+
+def test_who_waits_for_the_agent_of_rank_0_reads_no_record_before_it_takes_over(
+    make_node: MakeNode, ranks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[float] = []
+    find = gathering.find_rank_records
+
+    def found(*given: Any) -> Any:
+        read.append(waiting.clock.monotonic() - waiting.began)
+        return find(*given)
+
+    monkeypatch.setattr(gathering, "find_rank_records", found)
+    waiting = Waiting(make_node, ranks, written=(0, 1))
+    waiting.advance(waiting.node.steps, 60)
+    assert len(read) == 1
+    assert read[0] >= gathering.TAKE_OVER
+
+
+@pytest.mark.parametrize(
+    ("here", "turn"),
+    [((8, 9), 3), ((4, 5), 2), ((31,), 5), ((24, 25, 26, 27, 28, 29, 30, 31), 2), ((2, 3), 1), ((1016, 1017), 9)],
+)
+def test_agents_take_over_one_after_another_and_not_a_hundred_at_once(here: tuple[int, ...], turn: int) -> None:
+    ranks = LocalRanks(None, 1024, FakeClock())  # type: ignore[arg-type]
+    for rank in here:
+        ranks.join(rank)
+    assert ranks.turn == turn
+
+
+def test_all_of_a_thousand_agents_have_taken_their_turn_before_a_save_is_given_up() -> None:
+    ranks = LocalRanks(None, 1024, FakeClock())  # type: ignore[arg-type]
+    ranks.join(1023)
+    assert ranks.turn * gathering.TAKE_OVER < LONGEST
 
 
 def test_commit_is_taken_over_soon_while_a_notice_runs(make_node: MakeNode, ranks: Any) -> None:

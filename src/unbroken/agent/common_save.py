@@ -43,7 +43,9 @@ class CommonSave:
     """Number of the journal's last entry before that part was written."""
     parts: dict[int, Part] = field(default_factory=dict)
     known: dict[int, RankDurable] = field(default_factory=dict)
-    """Those of all ranks that were seen."""
+    """Those of all ranks whose records were read, or written here."""
+    listed: frozenset[int] = frozenset()
+    """The ranks whose records are there, as far as was asked without reading them."""
     recorded_at: float = 0.0
     """When the last part was recorded here."""
     complete_at: float | None = None
@@ -64,8 +66,13 @@ class CommonSave:
 
     @property
     def complete(self) -> bool:
-        """Whether the records of all ranks were seen."""
+        """Whether the records of all ranks are known."""
         return len(self.known) == self.ranks.world_size
+
+    @property
+    def there(self) -> bool:
+        """Whether the records of all ranks are in the store."""
+        return len(self.listed | self.known.keys()) == self.ranks.world_size
 
     @property
     def ready(self) -> bool:
@@ -127,7 +134,7 @@ class CommonSave:
         return max(0.0, min(moments) - now)
 
     def _lacks(self) -> str:
-        absent = [rank for rank in range(self.ranks.world_size) if rank not in self.known]
+        absent = [rank for rank in range(self.ranks.world_size) if rank not in self.listed | self.known.keys()]
         if not absent:
             return "nobody could commit it"
         others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""

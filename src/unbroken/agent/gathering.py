@@ -15,7 +15,7 @@ from unbroken.agent.outcome import may_pass
 from unbroken.agent.rank_attempt_writer import RankAttemptWriter
 from unbroken.agent.slot_answers import answer_committed, answer_failed
 from unbroken.agent.triage import Upload
-from unbroken.checkpoint import RankDurable, commit_ranks, find_rank_records
+from unbroken.checkpoint import RankDurable, commit_ranks, find_rank_records, list_rank_records
 from unbroken.clock import Clock
 from unbroken.errors import FencedError, MismatchError, StoreError, UnbrokenError
 from unbroken.journal import CheckpointRecord
@@ -24,7 +24,8 @@ from unbroken.link.arena import read_sequence
 GatherEvent: TypeAlias = Durable | Fenced | Trouble | ThreadFailed | Woken
 
 TAKE_OVER = 20.0
-"""Seconds for which all records may lie there before another agent than that of rank 0 commits them."""
+"""Seconds for which all records may lie there before another agent than that of rank 0 commits them: the next one. The
+two after it wait twice as long, the four after these three times: so that not all of them read all records."""
 TAKE_OVER_PRESSED = 3.0
 """The same while a notice runs: the agent of rank 0 may be gone already."""
 _RECURRING = ("shared", "coverage")
@@ -169,16 +170,27 @@ class Gathering:
             if found is not None or save.hopeless(now, self._until):
                 return found
         save.looked = True
-        if not save.complete and (ranks.leads or now >= save.list_at):
+        if not save.there and (ranks.leads or now >= save.list_at):
             self._list(save, now)
-        if not save.complete:
+        if not save.there:
             return None
         save.complete_at = now if save.complete_at is None else save.complete_at
         patience = TAKE_OVER if self._until is None else TAKE_OVER_PRESSED
-        return self._commit(save) if ranks.leads or now >= save.complete_at + patience else None
+        if not ranks.leads and now < save.complete_at + patience * ranks.turn:
+            return None
+        if not save.complete:
+            self._read(save)
+        return self._commit(save) if save.complete else None
 
     def _list(self, save: CommonSave, now: float) -> None:
         save.list_at = now + (LISTING_PAUSE if self._until is None else LONGEST_PAUSE)
+        if save.ranks.leads:
+            self._read(save)
+        else:  # of a hundred agents each would read what a thousand ranks wrote
+            store, world_size = save.ranks.claim.journal.store, save.ranks.world_size
+            save.listed = list_rank_records(store, save.attempt, save.step, world_size)
+
+    def _read(self, save: CommonSave) -> None:
         store, world_size = save.ranks.claim.journal.store, save.ranks.world_size
         found = find_rank_records(store, save.attempt, save.step, world_size, dict(save.known))
         with self._changed:

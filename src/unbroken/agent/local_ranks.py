@@ -52,6 +52,13 @@ class LocalRanks:
         return 0 in self.here
 
     @property
+    def turn(self) -> int:
+        """When it is for this agent to commit in the place of that of rank 0: 1 for the next node, 2 for the two after
+        it, 3 for the four after these."""
+        here = self.here
+        return max(1, min(here) // len(here)).bit_length() if here else 1
+
+    @property
     def whole(self) -> bool:
         """Whether all ranks of the attempt are served here: then nobody else has to be asked for anything."""
         return len(self.here) == self.world_size

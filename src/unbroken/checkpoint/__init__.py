@@ -3,7 +3,7 @@
 from unbroken.checkpoint.boxes import Box
 from unbroken.checkpoint.catalog import newest_first, restore_newest
 from unbroken.checkpoint.committed import load_head, load_manifest, load_rank_part
-from unbroken.checkpoint.gather import commit_ranks, find_rank_records, missing
+from unbroken.checkpoint.gather import commit_ranks, find_rank_records, list_rank_records, missing
 from unbroken.checkpoint.manifest import Manifest, PackRecord, RankRecord, RankRef, Slice, TensorRecord
 from unbroken.checkpoint.manifest_part import Wanted, load_manifest_part
 from unbroken.checkpoint.metrics import Metrics, read_metrics
@@ -54,6 +54,7 @@ __all__ = [
     "find_rank_records",
     "holds_state",
     "keep_policy",
+    "list_rank_records",
     "load_head",
     "load_manifest",
     "load_manifest_part",

@@ -46,12 +46,7 @@ def find_rank_records(
         FormatError: a newer version wrote a record: waiting for another would be of no use.
         StoreError: the storage failed.
     """
-    keys: dict[int, list[str]] = {}
-    for info in store.list(f"ranks/{attempt}/{step}"):
-        found = _NAME.fullmatch(info.key.rsplit("/", 1)[-1])
-        if found is not None and (rank := int(found["rank"])) < world_size and rank not in known:
-            keys.setdefault(rank, []).append(info.key)
-
+    keys = {rank: each for rank, each in _written(store, attempt, step, world_size).items() if rank not in known}
     data = read_at_once(partial(_get_or_none, store), [key for each in keys.values() for key in each])
     found_now = dict(known)
     with collector_resting:
@@ -61,6 +56,21 @@ def find_rank_records(
             if there:
                 found_now[rank] = RankDurable(rank, *_first_readable(there, demand))
     return dict(sorted(found_now.items()))
+
+
+def list_rank_records(store: Store, attempt: int, step: int, world_size: int) -> frozenset[int]:
+    """The ranks of which a record is there for a step, read or not: for whoever need not know what they say."""
+    return frozenset(_written(store, attempt, step, world_size))
+
+
+def _written(store: Store, attempt: int, step: int, world_size: int) -> dict[int, list[str]]:
+    """Keys of the records of a step, by rank."""
+    keys: dict[int, list[str]] = {}
+    for info in store.list(f"ranks/{attempt}/{step}"):
+        found = _NAME.fullmatch(info.key.rsplit("/", 1)[-1])
+        if found is not None and (rank := int(found["rank"])) < world_size:
+            keys.setdefault(rank, []).append(info.key)
+    return keys
 
 
 def missing(found: Mapping[int, RankDurable], world_size: int) -> list[int]:
