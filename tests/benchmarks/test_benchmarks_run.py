@@ -33,7 +33,7 @@ def run_benchmark(script: str, *arguments: str, out: Path) -> dict[str, Any]:
         ("s3", ["unbroken", "naive", "naive-tuned", "s3torchconnector", "s3torchconnector-thread"]),
         ("folder", ["unbroken", "unbroken-eager", "naive", "dlrover", "resiliency-ext"]),
         ("folder", ["nothing", "dcp", "dcp-thread"]),
-        ("folder", ["dcp-process"]),
+        pytest.param("folder", ["dcp-process"], marks=pytest.mark.soak),
     ],
     ids=["s3", "folder", "dcp", "dcp-process"],
 )
@@ -64,6 +64,7 @@ def test_save_restore_measures_every_method_or_says_why_not(store: str, methods:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_one_command_measures_memory_far_away_and_draws(tmp_path: Path) -> None:
     result = run_benchmark(
         "save_restore.py", *TINY, "--store", "s3", "--far", "--methods", "unbroken,naive-tuned",
@@ -91,6 +92,7 @@ def test_beside_a_device_the_forward_and_backward_is_a_wait(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_unbroken_writes_of_frozen_layers_nothing_twice(tmp_path: Path) -> None:
     result = run_benchmark(
         "save_restore.py", *TINY, "--store", "folder", "--frozen", "0.9", "--loop", "short", "--no-memory",

@@ -42,7 +42,7 @@ def assert_it_proved_the_resume(found: dict[str, Any], steps: int) -> None:
     assert groups["logged values"]["values"] == steps
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_of_two_nodes_one_is_interrupted_at_a_time_and_the_training_ends_alike(tmp_path: Path) -> None:
     found = drill(tmp_path, "--nodes", "2", "--ranks-per-node", "2", "--interruptions", "4", "--seed", "1")

@@ -16,7 +16,7 @@ def _same_curves(one: Ranks, other: Ranks) -> bool:
     return all(one.curve(rank) == other.curve(rank) for rank in ranks) and one.final == other.final
 
 
-@pytest.mark.parametrize("layout", [pytest.param("ddp", marks=pytest.mark.soak), "fsdp"])  # DDP: the drill of nodes
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
 def test_an_interrupted_training_of_two_ranks_ends_as_one_that_was_not(make_ranks: Make, layout: str) -> None:
     truth = make_ranks(layout=layout)
     assert truth.train() == [0]
