@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md names the keys.")
 @click.argument("uri")
 def show(uri: str, step: int | None, as_json: bool) -> None:
-    """Show the tensors, packs and other values of a checkpoint of the run at URI. Reads no tensor: the manifest, and the records of its ranks."""
+    """Show the tensors, packs and other values of a checkpoint of the run at URI.
+
+    Reads no tensor: the manifest, and the records of its ranks.
+    """
     from unbroken.checkpoint import load_manifest
     from unbroken.cli.reading import kept_checkpoints, open_run, print_json
 
