@@ -172,6 +172,11 @@ def main() -> None:
     found = {"save": save, "fence": fence, "die": die, "load": load, "damaged": damaged}[verb](rank, count, uri)
     torch.save(found, folder / f"found-{rank}.pt")
     dist.destroy_process_group()
+    # A device mesh keeps its gloo group, and with it native threads of torch, to the end of the interpreter; on a busy
+    # machine taking these down has ended a rank with SIGABRT. multiprocessing leaves its children in this way, too.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
