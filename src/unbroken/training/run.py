@@ -33,6 +33,7 @@ from unbroken.training.logbook import Logbook
 from unbroken.training.many_ranks import form_team
 from unbroken.training.notice_fit import notice_too_short
 from unbroken.training.objects import state_objects
+from unbroken.training.observed_hazard import observed_hazard
 from unbroken.training.process_end import StopSignals, install_exit_codes
 from unbroken.training.ranks import Ranks
 from unbroken.training.saver import PendingSave
@@ -64,7 +65,8 @@ class Run:
             random number generators and the step are kept without being asked for.
         every: when to save: a number of steps, a duration such as ``"10min"``, or ``"auto"``: as soon as the last save
             is durable and saving costs less than 1 % of the training time, at most once a minute and often enough to
-            lose no more than 30 minutes of work (``"auto,cap=1%,loss=30min"``). ``UNBROKEN_EVERY`` outranks it.
+            lose no more than 30 minutes of work (``"auto,cap=1%,loss=30min"``). A run that was interrupted three times
+            saves no more often than what loses the least time then. ``UNBROKEN_EVERY`` outranks it.
         keep: which checkpoints to keep: ``"last=3,every=10000,best=loss"``, or policies (:class:`~unbroken.KeepLast`,
             :class:`~unbroken.KeepEvery`, :class:`~unbroken.KeepBest`), of which any may keep one. The two newest are
             always kept; the others are deleted after each save. None keeps all.
@@ -183,7 +185,8 @@ class Run:
         attempt.rewind_generators()
         # Everything that the loop touches each step is a local name: a step without a save costs a microsecond or two.
         page, signals, clock, gate = link.progress, self._signals, self._clock, self._team.gate
-        cadence = Cadence(self._every, step=self._step, clock=clock)
+        hazard = observed_hazard(attempt.journal.state)
+        cadence = Cadence(self._every, step=self._step, clock=clock, hazard=hazard)
         if unkept := keeps_everything(self._every, kept=self._keep is not None):
             attempt.warn("retention", unkept)
         started = clock.now()
