@@ -243,6 +243,12 @@ class TestSaving:
         manager.close()
         assert manager.steps() == [1]
 
+    @pytest.mark.parametrize(("keep", "warned"), [(None, True), ("last=3", False)])
+    def test_auto_that_keeps_every_checkpoint_is_said(self, uri, caplog, keep, warned):
+        with CheckpointManager(uri, every="auto", keep=keep) as manager:
+            manager.save(1, {"x": 1}).wait(60)
+        assert ("no checkpoint is ever deleted" in caplog.text) == warned
+
     def test_a_third_save_at_once_fails_instead_of_waiting(self, uri, gate, caplog):
         manager = CheckpointManager(uri)
         accepted = [manager.save(step, {"x": step}) for step in (1, 2)]

@@ -15,6 +15,7 @@ from unbroken.link.messages import RUN_VARIABLE, SOCKET_VARIABLE, Bye
 from unbroken.store import parse_uri
 from unbroken.training.agent_link import AgentLink, StopRequest
 from unbroken.training.attempt import Attempt
+from unbroken.training.bucket_growth import keeps_everything
 from unbroken.training.cadence import Cadence, parse_every
 from unbroken.training.farewell import farewell
 from unbroken.training.link import Link
@@ -156,9 +157,11 @@ class CheckpointManager:
         return not busy and self._cadence.due(step, self._clock.monotonic())
 
     def save(self, step: int, state: dict[str, Any]) -> Pending:
-        """Copy the state into host memory and hand it to a thread that makes it durable; never waits for an upload.
+        """Copy the state into host memory and hand it to a thread that makes it durable.
 
-        The first save claims the run, which takes a few requests to the store.
+        It does not wait for an upload, but where host memory holds no copy of the state: then it returns when the
+        state is uploaded, after a warning that says so. The first save claims the run, which takes a few requests to
+        the store.
 
         Args:
             step: completed steps; greater than that of the checkpoint that this manager saved or restored last, or
@@ -334,6 +337,8 @@ class CheckpointManager:
             if self._restored is not None:
                 found = self._restored
                 attempt.continue_from(found.record, found.manifest, seconds=found.seconds)
+            if self._every is not None and (unkept := keeps_everything(self._every, kept=self._keep is not None)):
+                attempt.warn("retention", unkept)
         return self._attempt
 
     def _stage(self, attempt: Attempt, objects: list[StateObject], step: int) -> Pending:
