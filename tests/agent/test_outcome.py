@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from unbroken.agent.outcome import Decision, Facts, Limits, decide, describe_returncode
+from unbroken.agent.outcome import Decision, Facts, Limits, decide, describe_returncode, first_failure
 from unbroken.link.messages import LOST_RANK, Bye, Refused
 
 LEFT = (Bye("left", 8),)
@@ -138,8 +138,33 @@ def test_exit_contract_of_several_ranks(facts: Facts, code: int | None, text: st
     assert text in decision.text
 
 
-def test_word_of_one_rank_that_it_was_interrupted_counts_only_among_several() -> None:
-    assert decide(replace(RUNNING, returncode=75, byes=STOPPED[:1]), LIMITS).restart
+def test_word_of_the_only_rank_that_it_was_interrupted_counts_though_the_agent_heard_of_nothing() -> None:
+    # torchrun was ended by somebody, and ended it.
+    assert decide(replace(RUNNING, returncode=1, byes=STOPPED[:1]), LIMITS).exit_code == 75
+
+
+@pytest.mark.parametrize(
+    ("byes", "lost", "cause", "text"),
+    [
+        ((), (2,), "crashed", "rank 2 ended without a word, of a signal or by an exit of its own (exit code 1)"),
+        ((LOST, GLOO), (2,), "crashed", "rank 2 ended without a word"),
+        # Torchrun kills those that hang half a minute later.
+        ((GLOO,), (2, 3), "crashed", "rank 2 ended without a word"),
+        ((LOST, CAUSE), (3,), "failed", "rank 2: ValueError: made to fail"),
+        ((LOST,), (), "failed", "rank 1: ChildError: rank 2 is silent"),
+    ],
+)
+def test_rank_that_died_is_named_as_the_cause_and_not_what_the_others_made_of_it(
+    byes: tuple[Bye, ...], lost: tuple[int, ...], cause: str, text: str
+) -> None:
+    decision = decide(replace(RANKS, byes=byes, lost=lost), LIMITS)
+    assert (decision.exit_code, decision.cause) == (None, cause)
+    assert text in decision.text
+
+
+def test_end_of_the_agreement_is_what_the_end_of_a_rank_brought_about() -> None:
+    leaderless = Bye("failed", 8, "StoreError", "rank 0, which leads the agreement, is lost", 1, 1, "ranks")
+    assert first_failure((leaderless, CAUSE)) == CAUSE
 
 
 @pytest.mark.parametrize(

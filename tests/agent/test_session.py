@@ -123,6 +123,20 @@ def test_trainers_that_come_after_the_others_left_are_a_new_attempt(node: Node) 
     assert node.session.heard().byes == ()
 
 
+def test_rank_that_ends_without_a_word_is_lost_until_the_next_attempt(node: Node) -> None:
+    first, welcome = node.join(rank=0, world_size=3)
+    assert isinstance(welcome, Welcome)
+    given = {"attempt": welcome.attempt, "claim": welcome.claim, "joining": True, "world_size": 3}
+    others = [node.join(rank=rank, **given)[0] for rank in (1, 2)]
+    first.channel.send(Bye("failed", 4, "RuntimeError", "made to fail", 1))
+    for trainer in (others[1], first, others[0]):
+        trainer.channel.close()
+        node.until(Departed)
+    assert node.session.heard().lost == (2, 1)
+    node.join(rank=0, world_size=3)
+    assert node.session.heard().lost == ()
+
+
 def test_second_trainer_of_one_rank_is_refused_and_the_first_goes_on(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from unbroken.agent.arena import Arena
 from unbroken.agent.ending import Ending
-from unbroken.agent.events import Fenced, Mailbox, NoticeHeard
+from unbroken.agent.events import Admitted, Fenced, Mailbox, NoticeHeard, Told
 from unbroken.agent.interruption import Interruption
 from unbroken.agent.options import AgentOptions
 from unbroken.agent.process_tree import Tree
@@ -22,7 +22,7 @@ from unbroken.agent.session import Heard, Session
 from unbroken.agent.view import View
 from unbroken.agent.watch import Surroundings, Watch
 from unbroken.journal import Origin
-from unbroken.link.messages import Bye, Stop
+from unbroken.link.messages import LOST_RANK, PROTOCOL, Bye, Hello, Restored, Stop
 from unbroken.notice import InterruptionNotice
 from unbroken.testing.clock import FakeClock
 
@@ -74,7 +74,8 @@ class Trainers:
 
     @property
     def claim(self) -> Any:
-        return SimpleNamespace(uri="/run", lease=SimpleNamespace(attempt=self.attempt))
+        journal = SimpleNamespace(state=SimpleNamespace(checkpoints=[]))
+        return SimpleNamespace(uri="/run", lease=SimpleNamespace(attempt=self.attempt), journal=journal)
 
     def heard(self) -> Heard:
         return Heard(hellos=1, byes=self.byes)
@@ -172,3 +173,57 @@ def test_grace_counts_from_when_the_trainer_heard_the_signal(scene: Scene) -> No
         event = scene.around.mailbox.take(10)
     assert isinstance(event, NoticeHeard)
     assert event.notice.deadline == now - 12 + 30
+
+
+def ranks(scene: Scene, *, restarts: bool = False) -> Watch:
+    """Two of four ranks have become the second attempt."""
+    watch = scene.watch()
+    for rank in (0, 1):
+        hello = Hello(PROTOCOL, "/run", 10 + rank, rank, 4, restarts=restarts, joining=rank > 0, attempt=2 * rank)
+        scene.around.mailbox.post(Admitted(hello, 2, rank == 0))
+    watch.turn(0)
+    scene.said.lines.clear()
+    return watch
+
+
+def test_what_every_rank_says_is_said_once_for_each_attempt(scene: Scene) -> None:
+    watch = ranks(scene)
+    lost = Bye("failed", 8, "ChildError", "rank 3 (b) was not heard of for 60 s", 1, kind=LOST_RANK)
+    for rank in (1, 0):
+        scene.around.mailbox.post(Told(rank, Restored(6, 0.5, 100)))
+        scene.around.mailbox.post(Told(rank, lost))
+    watch.turn(0)
+    said = [
+        "training goes on from step 6 (0.5s)",
+        "rank 1 failed after step 8: ChildError: rank 3 (b) was not heard of for 60 s",
+    ]
+    assert scene.said.lines == said
+    hello = Hello(PROTOCOL, "/run", 20, 0, 4)
+    scene.around.mailbox.post(Admitted(hello, 3, True))
+    scene.around.mailbox.post(Told(0, Restored(6, 0.5, 100)))
+    watch.turn(0)
+    assert scene.said.lines[-1] == said[0]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_launcher_that_would_start_ranks_again_is_ended_when_they_have_left_for_a_notice(
+    scene: Scene, restarts: bool
+) -> None:
+    watch = ranks(scene, restarts=restarts)
+    scene.notice(30)
+    watch.turn(0)
+    scene.around.mailbox.post(Told(1, Bye("interrupted", 8, exit_code=75)))
+    watch.turn(0)
+    assert scene.tree.signals == []  # the other one is still saving
+    scene.session.byes = (Bye("interrupted", 8, exit_code=75),)
+    scene.around.mailbox.post(Told(0, Bye("interrupted", 8, exit_code=75)))
+    watch.turn(0)
+    assert scene.tree.signals == (["TERM"] if restarts else [])
+
+
+def test_launcher_that_ended_its_ranks_for_others_is_left_alone(scene: Scene) -> None:
+    watch = ranks(scene, restarts=True)
+    scene.session.byes = (Bye("interrupted", 8, exit_code=75),)
+    scene.around.mailbox.post(Told(0, Bye("interrupted", 8, exit_code=75)))
+    watch.turn(0)
+    assert scene.tree.signals == []

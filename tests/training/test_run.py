@@ -329,6 +329,40 @@ def test_the_exit_of_a_stop_that_came_too_late_names_what_stands(
     assert [line for line in caplog.messages if "failed" in line] == []
 
 
+@pytest.mark.usefixtures("agent_here")
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_sigterm_of_torchruns_own_saves_and_is_no_notice_for_the_agent(
+    training, uri, interrupt, monkeypatch, journal, launched
+):
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    sent, send = [], AgentLink.send
+    monkeypatch.setattr(AgentLink, "send", lambda link, message: (sent.append(message), send(link, message)))
+    reason = "torchrun ends its ranks by SIGTERM" if launched else "SIGTERM"
+    with pytest.raises(Interrupted, match=rf"\({reason}\); step 7 is durable"):
+        training(uri).train(11, {6: interrupt})
+    assert [type(message) for message in sent if isinstance(message, SignalReceived)] == (
+        [] if launched else [SignalReceived]
+    )
+    assert journal().state.checkpoints[-1].step == 7
+
+
+@pytest.mark.usefixtures("agent_here")
+def test_a_last_save_that_can_never_succeed_is_not_repeated(training, uri, interrupt, monkeypatch, journal):
+    from unbroken.checkpoint import CheckpointWriter
+
+    def refused(*_, **__):
+        raise MismatchError("loader is another on each rank", kind="shared", hint="Name it in per_rank=")
+
+    monkeypatch.setattr(CheckpointWriter, "write", refused)
+    with pytest.raises(ConfigError, match="loader is another on each rank") as final:
+        training(uri, every=1000).train(3)
+    assert (final.value.kind, final.value.hint) == ("shared", "Name it in per_rank=")
+    with pytest.raises(Interrupted, match="at step 2; durable is nothing"):
+        training(uri, every=1000).train(11, {1: interrupt})
+    assert journal().state.checkpoints == []
+
+
 def test_an_impatient_interrupt_of_the_last_wait_leaves_nothing_behind(training, uri, monkeypatch, journal):
     from torch.optim import optimizer
 

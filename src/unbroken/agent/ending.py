@@ -96,6 +96,7 @@ class Ending:
             without_progress=journal.without_progress,
             notice=self._around.interruption.announced,
             byes=heard.byes,
+            lost=heard.lost,
             refused=heard.refused,
             restarts=restarts,
             step=progress.step if progress else -1,

@@ -86,6 +86,8 @@ class Facts:
     """Whether an interruption has been announced."""
     byes: tuple[Bye, ...] = ()
     """What the trainers said last, in the order of their words."""
+    lost: tuple[int, ...] = ()
+    """Ranks that ended without a word, in the order of their ends."""
     refused: Refused | None = None
     """Why the agent let no trainer in."""
     restarts: int = 0
@@ -224,7 +226,8 @@ def _left(facts: Facts) -> Decision | None:
 
 def _crashed(facts: Facts, limits: Limits) -> Decision:
     reason = _reason(facts)
-    cause = "failed" if any(bye.outcome == "failed" for bye in facts.byes) or facts.refused else "crashed"
+    failed = any(bye.outcome == "failed" for bye in facts.byes) and not _died(facts)
+    cause = "failed" if failed or facts.refused else "crashed"
     idle = max(facts.fruitless, facts.without_progress)
     if idle >= limits.no_progress:
         return Decision(
@@ -262,8 +265,9 @@ def _left_by_hand(facts: Facts) -> bool:
 
 
 def _agreed_to_stop(facts: Facts) -> bool:
-    """Whether ranks left for a notice that another rank heard, of which their own agent did not hear any more."""
-    return facts.world_size > 1 and any(bye.outcome == "interrupted" for bye in facts.byes)
+    """Whether ranks left for a notice that another rank heard, of which their own agent did not hear any more; or for
+    a launcher that ended them, and then itself."""
+    return any(bye.outcome == "interrupted" for bye in facts.byes)
 
 
 def _failed_with(facts: Facts, name: str) -> bool:
@@ -277,6 +281,8 @@ def _reason(facts: Facts) -> str:
     if facts.refused is not None:
         return f"{facts.refused.error}: {facts.refused.message} ({ended})"
     failure = first_failure(facts.byes)
+    if _died(facts):
+        return f"rank {facts.lost[0]} ended without a word, of a signal or by an exit of its own ({ended})"
     if failure is not None:
         return f"{_words(facts, failure)} ({ended})"
     if not facts.leads and _said_finished(facts):
@@ -294,8 +300,14 @@ def _words(facts: Facts, bye: Bye) -> str:
     return f"{whose}{bye.error}: {bye.message}"
 
 
+def _died(facts: Facts) -> bool:
+    """Whether a rank of several ended without a word, and what the others say is only what came of that."""
+    failure = first_failure(facts.byes)
+    return facts.world_size > 1 and bool(facts.lost) and (failure is None or _is_consequence(failure))
+
+
 def _is_consequence(bye: Bye) -> bool:
     """Whether a rank met only the end of another: it said so, or its collective had lost a peer."""
-    if bye.kind == LOST_RANK or bye.error.rpartition(".")[2] in _PEER_ERRORS:
+    if bye.kind in (LOST_RANK, "ranks") or bye.error.rpartition(".")[2] in _PEER_ERRORS:
         return True
     return any(text in bye.message.lower() for text in _PEER_TEXTS)

@@ -57,6 +57,8 @@ class Heard:
 
     hellos: int = 0
     byes: tuple[Bye, ...] = ()
+    lost: tuple[int, ...] = ()
+    """Ranks whose connection ended without a good-bye."""
     refused: Refused | None = None
     fenced: bool = False
     committed_step: int = -1
@@ -249,7 +251,7 @@ class Session:
     def _begin(self, hello: Hello) -> None:
         """Another attempt begins: what was said before is about the one before."""
         self._heard = replace(
-            self._heard, byes=(), refused=None, stopping=-1, progress=None,
+            self._heard, byes=(), lost=(), refused=None, stopping=-1, progress=None,
             world_size=hello.world_size, leads=hello.world_size == 1 or hello.rank == 0,
         )  # fmt: skip
 
@@ -327,6 +329,8 @@ class Session:
         with self._lock:
             self._read_progress()
             member = self._roster.remove(channel)
+            if member is not None and not member.parted and self._is_current(member.attempt):
+                self._heard.lost += (member.hello.rank,)
         if member is not None:
             member.writer.parted()
             self._uploader.parted(channel)

@@ -19,6 +19,7 @@ from unbroken.agent.outcome import Decision, Limits, decide
 from unbroken.agent.process_tree import ChildTree
 from unbroken.agent.runtime import AgentStatus, RuntimeFolder
 from unbroken.agent.session import JOIN_SECONDS, Session
+from unbroken.agent.torchrun import OWN_STORE, restarts_ranks
 from unbroken.agent.view import View
 from unbroken.agent.watch import TICK, Surroundings, Watch
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
@@ -132,6 +133,8 @@ class _Supervisor:
     def _environment(self) -> dict[str, str]:
         options = self._around.options
         environment = {**os.environ, SOCKET_VARIABLE: str(self._around.folder.socket)}
+        if restarts_ranks(self._command):
+            environment.setdefault(*OWN_STORE)
         if options.uri:
             environment[RUN_VARIABLE] = options.uri
         if options.every:

@@ -34,6 +34,7 @@ from unbroken.clock import Clock, format_duration
 from unbroken.journal import Origin
 from unbroken.journal.events import Advisory, Notice
 from unbroken.link.messages import (
+    LOST_RANK,
     Advice,
     Bye,
     Committed,
@@ -87,6 +88,12 @@ class Watch:
         self._durable_said_at = -_DURABLE_LINE_SECONDS
         self._failed: SaveFailed | None = None
         """What was said last of a save that failed."""
+        self._goes_on = False
+        """Whether it was said from where the training of this attempt goes on."""
+        self._lost = ""
+        """What was said last of the end of a rank elsewhere."""
+        self._starts_again = False
+        """Whether a launcher starts trainers again that have left."""
         self._recorded: tuple[int, InterruptionNotice] | None = None
         """The notice that was last written to the journal, and for which attempt."""
 
@@ -162,10 +169,13 @@ class Watch:
         self._session.record(Notice(notice.source, notice.reason, notice.deadline))
 
     def _admitted(self, admitted: Admitted) -> None:
+        self._starts_again = admitted.hello.restarts
         if not admitted.first:
             return
         self._speed = SpeedMeter()
         self._view = View(attempt=admitted.attempt, phase="restoring")
+        self._goes_on = bool(admitted.hello.attempt and not admitted.hello.joining)  # with the agent before this one
+        self._lost = ""
         claim = self._session.claim
         if claim is not None and claim.journal.state.checkpoints:
             newest = claim.journal.state.checkpoints[-1]
@@ -190,19 +200,22 @@ class Watch:
                 self._say(f"step {failed.step} could not be saved: {failed.message}")
             case Restored(step=step, seconds=seconds, from_memory=from_memory):
                 self._view = replace(self._view, phase="")
-                if told.rank == self._speaker():
+                if not self._goes_on:  # every rank says it
+                    self._goes_on = True
                     place = ", from this node's memory" if from_memory else ""
                     where = f"from step {step}{place} ({seconds:.1f}s)" if step > 0 else "from the start"
                     self._say(f"training goes on {where}")
             case Stopping(step=step) if self._view.saving_last != step:
                 self._view = replace(self._view, saving_last=step)
                 self._say(f"saving step {step} before leaving")
+            case Bye(outcome="failed", kind=kind, message=message) if kind == LOST_RANK and message == self._lost:
+                return  # every rank says it
+            case Bye(outcome="interrupted") if self._starts_again and self._around.interruption.announced:
+                if not self._session.connected():
+                    self._tree.terminate()  # else the launcher would start trainers on a machine that is taken away
             case Bye(outcome="failed") as bye:
+                self._lost = bye.message if bye.kind == LOST_RANK else self._lost
                 self._say(f"rank {told.rank} failed after step {bye.step}: {bye.error}: {bye.message}")
-
-    def _speaker(self) -> int:
-        """The lowest rank here: what all of them say is passed on once."""
-        return min((hello.rank for hello in self._session.trainers()), default=0)
 
     def _committed(self, step: int, seconds: float) -> None:
         if step < self._view.durable_step:

@@ -48,6 +48,8 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     joining: bool = False
     """Attempt and claim were given to me by rank 0 just now: I have no memory of my own, and take what an earlier
     trainer of my rank left."""
+    restarts: bool = False
+    """A launcher starts me again when I have left."""
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True):

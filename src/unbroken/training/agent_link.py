@@ -38,6 +38,7 @@ from unbroken.link.messages import (
 )
 from unbroken.link.progress import ProgressPage
 from unbroken.store import open_store
+from unbroken.training.launcher import Launcher
 from unbroken.training.ranks import Ranks
 
 _log = logging.getLogger("unbroken")
@@ -115,6 +116,7 @@ class AgentLink:
     def __init__(self, uri: str, *, ranks: Ranks | None = None, clock: Clock) -> None:
         self.uri = uri
         self._ranks = ranks or Ranks()
+        self._launcher = Launcher.here()
         self._clock = clock
         self._folder = _folder()
         self._parting = threading.Event()
@@ -179,6 +181,11 @@ class AgentLink:
             UnbrokenError: it cannot be read.
         """
         return Journal.open(open_store(self.uri), clock=self._clock)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is an agent to be told something."""
+        return self._channel is not None
 
     def send(self, message: FromTrainer) -> None:
         """Tell the agent something; an agent that is gone is no reason to stop training."""
@@ -291,6 +298,7 @@ class AgentLink:
         return Hello(
             PROTOCOL, self.uri, os.getpid(), self._ranks.rank, self._ranks.world_size, page,
             attempt=self.attempt, claim=self.claim, joining=self._joining,
+            restarts=self._launcher.restarts,
         )  # fmt: skip
 
     def _listen(self) -> None:

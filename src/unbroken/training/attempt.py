@@ -371,9 +371,10 @@ class Attempt:
         self._untold.tell()
 
     def warn(self, topic: str, text: str) -> None:
-        """Say something that the user should act on, and journal it with the next commit."""
-        _log.warning("unbroken: %s", text)
-        self._untold.add(Note(topic, text))
+        """Say something that the user should act on, and journal it with the next commit; once for all ranks."""
+        if self.team.chief:
+            _log.warning("unbroken: %s", text)
+            self._untold.add(Note(topic, text))
 
     def _append(self, event: Event) -> None:
         """Journal something; of several ranks the first one does, for all."""
@@ -402,7 +403,9 @@ class Attempt:
         """Say that a save was given up, and journal it with the next commit. Safe from any thread."""
         stands = f"step {self.durable_step} stands" if self.durable_step >= 0 else "nothing is saved yet"
         next_one = "" if self._closing else ", another one follows"
-        _log.warning("unbroken: the save of step %d failed, %s%s: %s", step, stands, next_one, error)
+        # Of the others each agent says it, once for all ranks of its node.
+        level = logging.WARNING if self.team.chief else logging.DEBUG
+        _log.log(level, "unbroken: the save of step %d failed, %s%s: %s", step, stands, next_one, error)
         self.link.send(SaveFailed(step, str(error)))
         self._untold.add(Note("save-failed", str(error), {"step": step}))
         self.save_failed = True

@@ -18,6 +18,7 @@ from unbroken.errors import (
     DeadlineError,
     FencedError,
     Interrupted,
+    MismatchError,
     StoreError,
 )
 from unbroken.link.messages import EVERY_VARIABLE, LOST_RANK, RUN_VARIABLE, Bye, SignalReceived, StopAgreed, Stopping
@@ -29,6 +30,7 @@ from unbroken.training.attempt import Attempt
 from unbroken.training.bucket_growth import growth, keeps_everything
 from unbroken.training.cadence import Cadence, parse_every
 from unbroken.training.farewell import farewell
+from unbroken.training.launcher import PATIENCE, TORCHRUN, Launcher
 from unbroken.training.logbook import Logbook
 from unbroken.training.many_ranks import form_team
 from unbroken.training.notice_fit import notice_too_short
@@ -49,6 +51,9 @@ _PROPOSAL_SECONDS = 30.0
 """After which rank 0 asks again for a save that came to nothing."""
 _ALONE_SECONDS = 30.0
 _REASON_LIMIT = 500
+_PARTING_SECONDS = 4.0
+"""What a rank that failed is given to end before the others: launchers take the first to end for the cause, and rank 0,
+which tells the others, needs three of them. It is a small part of the 30 s after which torchrun kills ranks."""
 _EXIT_SECONDS = 5.0
 _EXIT_SHARE = 0.1
 """What is kept back of the time to the deadline for leaving: at most so many seconds, at most this share."""
@@ -100,6 +105,7 @@ class Run:
         self._keep = keep_policy(keep)
         self._overlap = overlap
         self._grace = grace_from()
+        self._launcher = Launcher.here()
         self._objects = state_objects(state, per_rank)
         self._clock = clock
         self._signals = StopSignals()
@@ -321,7 +327,13 @@ class Run:
             left = min(left, _ALONE_SECONDS)
         if self._step == 0:
             raise Interrupted(f"interrupted ({stop.reason}) before the first step was complete")
-        if self._save_within(left - min(_EXIT_SECONDS, left * _EXIT_SHARE)):
+        try:
+            saved = self._save_within(left - min(_EXIT_SECONDS, left * _EXIT_SHARE))
+        except ConfigError as error:
+            raise Interrupted(
+                f"interrupted ({stop.reason}) at step {self._step}; durable is {_durable(attempt)}"
+            ) from error
+        if saved:
             raise Interrupted(f"interrupted ({stop.reason}); step {self._step} is durable")
         stands = _durable(attempt)
         raise Interrupted(
@@ -333,7 +345,7 @@ class Run:
 
     def _stop_request(self) -> StopRequest:
         """Why to stop. A signal that this process received itself goes to the agent, which knows the grace period."""
-        if self._signals.received:
+        if self._signals.received and not self._launcher.signals:
             self._linked.send(SignalReceived(self._signals.received, self._signals.received_at))
         return self._own_stop()
 
@@ -342,12 +354,16 @@ class Run:
         link, signals, clock = self._linked, self._signals, self._clock
         if not signals.received and link.stop is not None:
             return link.stop
-        deadline = signals.received_at + self._grace  # the grace period runs from the signal, not from the boundary
-        own = StopRequest(signals.received, signals.received, deadline, clock.monotonic() + deadline - clock.now())
+        source, reason, seconds = signals.received, signals.received, self._grace
+        if self._launcher.signals:
+            source, reason, seconds = TORCHRUN, f"torchrun ends its ranks by {reason}", min(PATIENCE, seconds)
+        deadline = signals.received_at + seconds  # the grace period runs from the signal, not from the boundary
+        own = StopRequest(source, reason, deadline, clock.monotonic() + deadline - clock.now())
         return own if link.stop is None else min(link.stop, own, key=lambda stop: stop.until)
 
     def _stop_agreed(self, outcome: Outcome) -> StopRequest:
-        """Why all ranks stop; the agent of a rank that heard nothing itself is told.
+        """Why all ranks stop; the agent of a rank that heard nothing itself is told, where its node must leave as well:
+        not where torchrun ends its ranks to start others, nor where it starts those of this node again.
 
         Raises:
             ChildError: a rank is gone, and the signal that this one received came of that.
@@ -365,7 +381,8 @@ class Run:
         stop = StopRequest(
             data["source"], data["reason"], data["until"], clock.monotonic() + data["until"] - clock.now()
         )
-        link.send(StopAgreed(stop.source, stop.reason, stop.deadline))
+        if stop.source != TORCHRUN and not self._launcher.restarts:
+            link.send(StopAgreed(stop.source, stop.reason, stop.deadline))
         return stop
 
     def _heard_stop(self, stop: StopRequest) -> None:
@@ -375,9 +392,11 @@ class Run:
 
     def _lost(self, text: str) -> None:
         """In the team's thread: a rank is gone without a word, and the loop may wait for it in a collective."""
-        _log.error("unbroken: %s: ending this rank, too", text)
-        error = ChildError(text, returncode=EXIT_FAILED, kind=LOST_RANK)
-        self._linked.send(farewell(error, step=self._step))
+        if self._linked.connected:  # the agent says it, once for all ranks of a node
+            self._linked.send(farewell(ChildError(text, returncode=EXIT_FAILED, kind=LOST_RANK), step=self._step))
+        else:
+            _log.error("unbroken: %s: ending this rank, too", text)
+        self._clock.sleep(_PARTING_SECONDS)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_FAILED)
@@ -408,7 +427,8 @@ class Run:
 
         Raises:
             FencedError: another attempt owns the run.
-            ConfigError: ``final``, and the state has come to hold a value that no checkpoint can; names it.
+            ConfigError: the state can be no checkpoint: it is not one on all ranks, or, where ``final``, it has come to
+                hold a value that none can; names it.
         """
         attempt, clock = self._opened, self._clock
         began = clock.monotonic()
@@ -423,6 +443,7 @@ class Run:
                 clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             elif not attempt.wait(pending, deadline - clock.monotonic()):
+                _demand_hope(pending)
                 clock.sleep(min(pause, max(0.0, deadline - clock.monotonic())))
                 pause = min(2 * pause, _LONGEST_PAUSE)
         return True
@@ -465,6 +486,17 @@ class Run:
 def _why_not_finished(error: BaseException | None) -> str:
     """For the other ranks: why this one ends though they do not."""
     return f"{type(error).__name__}: {error}"[:_REASON_LIMIT]
+
+
+def _demand_hope(pending: PendingSave) -> None:
+    """Refuse to try again what fails for what the state is.
+
+    Raises:
+        ConfigError: it does.
+    """
+    error = pending.error
+    if isinstance(error, MismatchError):
+        raise ConfigError(error.message, kind=error.kind, hint=error.hint) from error
 
 
 def _durable(attempt: Attempt) -> str:
