@@ -322,9 +322,20 @@ def test_save_without_trainers_is_waited_for_a_little_and_then_said_to_be_lost(m
         trainer.channel.close()
         waiting.node.until(Departed)
     took = waiting.advance(lambda: not waiting.node.session.unsaved(), 60)
-    assert 29 <= took <= 33
+    assert 9 <= took <= 13
     while "after the last trainer left" not in waiting.node.until(Trouble).text:
         pass
+
+
+def test_save_without_trainers_that_lacks_nothing_is_waited_for_until_it_is_taken_over(
+    make_node: MakeNode, ranks: Any
+) -> None:
+    waiting = Waiting(make_node, ranks, written=(0, 1))
+    for trainer in waiting.trainers:
+        trainer.channel.close()
+        waiting.node.until(Departed)
+    assert waiting.advance(waiting.node.steps, 60) >= gathering.TAKE_OVER
+    sound(waiting.node, 4)
 
 
 def test_another_agent_commits_what_the_lost_one_left_and_the_step_is_not_written_again(

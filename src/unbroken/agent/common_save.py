@@ -19,7 +19,10 @@ LISTING_PAUSE = 5.0
 LONGEST = 300.0
 """Seconds after which a save is given up, whoever it waits for."""
 DESERTED_LEAST = 30.0
-"""The same after all trainers here are gone, or twice what the upload took, where that is longer."""
+"""The same after all trainers here are gone, or twice what the upload took, where that is longer: another agent may
+have to take the commit over."""
+LACKING_LEAST = 10.0
+"""The same while a record is missing, most often that of a node which is lost: the next start waits for this."""
 
 
 @dataclass
@@ -145,7 +148,8 @@ class CommonSave:
         return min(self.ranks.deserted_for(), now - self.recorded_at)
 
     def _longest_alone(self) -> float:
-        return max(DESERTED_LEAST, 2 * max((part.upload.seconds for part in self.parts.values()), default=0.0))
+        least = DESERTED_LEAST if self.there else LACKING_LEAST
+        return max(least, 2 * max((part.upload.seconds for part in self.parts.values()), default=0.0))
 
     def _commits(self) -> list[CheckpointRecord]:
         record = self.ranks.claim.journal.state.attempts.get(self.attempt)
