@@ -326,6 +326,42 @@ class TestRanks:
         with pytest.raises(DamagedError, match="ranks/1/1/3"):
             work.read_manifest(record)
 
+    def staged(self, seed: int) -> dict[str, memoryview]:
+        """What rank 2 has left in memory: its own generator, and nothing of what rank 0 staged for all."""
+        captured = capture(self.program(2, seed), Ranks(2, self.COUNT)).tensors
+        return {name: bytes_of(tensor.clone()) for name, tensor in captured.items()}
+
+    def test_memory_of_a_rank_lacks_what_others_staged_and_nobody_is_alarmed(self, uri, caplog):
+        journal = self.save(uri)
+        record = journal.state.checkpoints[-1]
+        read: list[str] = []
+        store = WatchedStore(journal.store, lambda _, key: read.append(key))
+        objects, staged = self.program(2, 5), self.staged(1)
+        with InPlaceRestore(store, journal.state, objects, ranks=Ranks(2, self.COUNT), staged=lambda _: staged) as work:
+            manifest = work.read_manifest(record)
+            work.apply(manifest, work.load(record, manifest))
+        here, there = capture(objects).tensors, capture(self.program(2, 1)).tensors
+        assert all(torch.equal(here[name], there[name]) for name in here.keys() | there.keys())
+        assert caplog.messages == []
+        packs = {key.split("/")[-1].split("-")[1] for key in read if key.startswith("packs/")}
+        assert packs == {"0"}  # its own came from memory
+
+    def test_memory_of_a_rank_that_holds_something_else_is_not_believed(self, uri, caplog):
+        journal = self.save(uri)
+        record = journal.state.checkpoints[-1]
+        objects, staged = self.program(2, 5), self.staged(3)
+        with InPlaceRestore(
+            journal.store, journal.state, objects, ranks=Ranks(2, self.COUNT), staged=lambda _: staged
+        ) as work:
+            manifest = work.read_manifest(record)
+            work.apply(manifest, work.load(record, manifest))
+        here, there = capture(objects).tensors, capture(self.program(2, 1)).tensors
+        assert all(torch.equal(here[name], there[name]) for name in here.keys() | there.keys())
+        (line,) = caplog.messages
+        assert "memory differs" in line
+        assert "rank2/own" in line
+        assert "model" not in line
+
     def test_one_alone_reads_all_of_it(self, uri):
         journal = self.save(uri)
         record = journal.state.checkpoints[-1]

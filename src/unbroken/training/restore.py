@@ -164,13 +164,18 @@ def _piece(name: str, box: Box, memory: torch.Tensor) -> Piece | None:
 
 
 def _slices(manifest: Manifest, staged: Staged | None) -> dict[tuple[str, tuple[int, ...]], memoryview] | None:
-    """By slice what may be there by tensor: a tensor that is missing is one that differs, for all were expected."""
+    """By slice what may be there by tensor.
+
+    Of what one process saved, a tensor that is missing is one that differs, for all were expected. Of several ranks
+    each has staged its share: what is missing was another's, and is read from the store without a word.
+    """
     if staged is None:
         return None
     by_slice = {key: view for key, view in staged.items() if isinstance(key, tuple)}
     by_name = {key: view for key, view in staged.items() if isinstance(key, str)}
-    for record in manifest.tensors if not by_slice else ():
-        if len(record.slices) == 1:
+    expected = manifest.world_size == 1 and not by_slice
+    for record in manifest.tensors:
+        if len(record.slices) == 1 and (expected or record.name in by_name):
             by_slice[record.name, tuple(record.slices[0].offset)] = by_name.get(record.name, memoryview(b""))
     return by_slice
 
