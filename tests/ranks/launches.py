@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,12 +13,16 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from unbroken.clock import SYSTEM_CLOCK
 from unbroken.journal import Journal
 from unbroken.store import open_store
 
-_TRAIN = Path(__file__).with_name("train.py")
+_HERE = Path(__file__).parent
 _SECONDS = 180.0
+_SOON = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3"
+"""Of the rendezvous, which waits for half a minute else."""
 
 
 @dataclass
@@ -36,6 +41,15 @@ class Node:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def lose(self) -> None:
+        """As if the machine had lost its power: nothing of it has time for a word."""
+        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # all stand still before the first one's end is noticed
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+        self.process.wait(_SECONDS)
+
 
 @dataclass
 class Ranks:
@@ -50,14 +64,22 @@ class Ranks:
     every: str = "4"
     delay: float = 0.0
     agents: bool = True
+    elastic: bool = False
+    """Whether torchrun goes on with one node at least, and trains elastic.py."""
+    host: int = 0
+    """Where the rendezvous of an elastic training is."""
+    prefixes: tuple[list[str], ...] = ()
+    """By node, what the command begins with: where it runs."""
+    address: str = "127.0.0.1"
+    """Of node 0."""
+    interfaces: str = "lo"
+    port: int = 0
     started: list[Node] = field(default_factory=list)
 
     def start(self) -> list[Node]:
         """Start every node; returns them."""
-        out = self.folder / "out"
-        out.mkdir(exist_ok=True)
-        port = _free_port()
-        return [self._start_node(node, port, out) for node in range(self.nodes)]
+        self.port = _free_port()
+        return [self.start_node(node) for node in range(self.nodes)]
 
     def train(self) -> list[int]:
         """Start every node and wait for its end; returns the exit codes."""
@@ -94,20 +116,36 @@ class Ranks:
     def committed(self) -> list[int]:
         return [record.step for record in self.journal.state.checkpoints]
 
-    def _start_node(self, node: int, port: int, out: Path) -> Node:
-        torchrun = [
-            sys.executable, "-m", "torch.distributed.run", f"--nnodes={self.nodes}", f"--nproc-per-node={self.each}",
-            f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}", "--max-restarts=0",
-        ]  # fmt: skip
-        script = [str(_TRAIN), self.uri, self.layout, str(self.until), self.every, str(out), str(self.delay)]
-        command = [*torchrun, *script]
+    def start_node(self, node: int) -> Node:
+        """Start one node of the newest start, or one that comes back."""
+        out = self.folder / "out"
+        out.mkdir(exist_ok=True)
+        given = [str(self.until), self.every, str(out), str(self.delay)]
+        if self.elastic:
+            options = [
+                f"--nnodes=1:{self.nodes}", "--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-id={self.port}",
+                f"--rdzv-endpoint=127.0.0.1:{self.port}", f"--rdzv-conf=is_host={int(node == self.host)},{_SOON}",
+                f"--local-addr=127.0.0.{100 + node}",
+            ]  # fmt: skip
+            script = [str(_HERE / "elastic.py"), self.uri, *given]
+        else:
+            options = [
+                f"--nnodes={self.nodes}", f"--node-rank={node}", f"--master-addr={self.address}",
+                f"--master-port={self.port}", "--max-restarts=0",
+            ]  # fmt: skip
+            script = [str(_HERE / "train.py"), self.uri, self.layout, *given]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={self.each}"]
+        return self._start([*torchrun, *options, *script], node)
+
+    def _start(self, command: list[str], node: int) -> Node:
         if self.agents:
             runtime = self.folder / f"r{len(self.started)}"
             options = ["--runtime-dir", str(runtime), "--grace", "60s", "--max-restarts", "0"]
             command = [sys.executable, "-m", "unbroken", "run", *options, "--", *command]
+        command = [*(self.prefixes[node] if self.prefixes else []), *command]
         log = self.folder / f"node{node}-{len(self.started)}.log"
         environment = {
-            **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR",
+            **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": self.interfaces, "TORCH_CPP_LOG_LEVEL": "ERROR",
         }  # fmt: skip
         with log.open("wb") as output:
             process = subprocess.Popen(
