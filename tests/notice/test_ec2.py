@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unbroken.errors import ConfigError
-from unbroken.notice import EC2Source, InterruptionAdvisory, InterruptionNotice, SourceError, default_sources, imds
+from unbroken.notice import (
+    EC2Source,
+    InterruptionAdvisory,
+    InterruptionNotice,
+    SourceError,
+    imds,
+    local_http,
+)
+from unbroken.notice.ec2_maintenance import MaintenanceList
 from unbroken.testing import EC2MetadataService, FakeClock
 
 ACTION = "GET /latest/meta-data/spot/instance-action"
@@ -202,7 +213,7 @@ def test_a_notice_that_follows_an_outage_is_heard(service: EC2MetadataService, s
 def test_a_service_that_hangs_holds_a_poll_for_its_timeout_alone(
     service: EC2MetadataService, source: EC2Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imds, "_READ_TIMEOUT", 0.05)
+    monkeypatch.setattr(local_http, "_READ_TIMEOUT", 0.05)
     source.poll()
     service.misbehave("hang")
     assert source.poll() == source.poll() == []
@@ -265,12 +276,126 @@ def test_a_time_between_polls_that_would_miss_notices_is_refused(
         EC2Source(nowhere)
 
 
-@pytest.mark.parametrize(("value", "names"), [("", ["ec2"]), ("false", ["ec2"]), ("true", []), ("TRUE", [])])
-def test_ec2_is_a_default_source_unless_it_is_disabled(
-    monkeypatch: pytest.MonkeyPatch, value: str, names: list[str]
+def test_a_group_that_terminates_the_instance_is_a_notice_whose_deadline_stays(
+    service: EC2MetadataService, source: EC2Source, clock: FakeClock
 ) -> None:
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", value)
-    assert [source.name for source in default_sources()] == names
+    service.target_lifecycle_state("InService")
+    assert source.poll() == []
+    service.target_lifecycle_state("Terminated")
+    first = source.poll()
+    expected = InterruptionNotice("ec2", "the Auto Scaling group terminates this instance", clock.now() + 120)
+    clock.advance(10)
+    assert first == source.poll() == [expected]
+    service.target_lifecycle_state("InService")
+    assert source.poll() == []
+
+
+@pytest.mark.parametrize("code", ["instance-stop", "instance-retirement", "instance-reboot", "system-reboot"])
+def test_maintenance_that_stops_the_instance_is_a_notice_with_its_moment(
+    service: EC2MetadataService, source: EC2Source, code: str
+) -> None:
+    begins = service.schedule_maintenance(code, 7200)  # type: ignore[arg-type]
+    (notice,) = source.poll()
+    assert isinstance(notice, InterruptionNotice)
+    assert notice.deadline == begins
+    assert f"instance-event-{code}" in notice.reason
+
+
+def test_maintenance_that_stops_nothing_is_an_advisory(service: EC2MetadataService, source: EC2Source) -> None:
+    service.schedule_maintenance("system-maintenance", 7200)
+    (advisory,) = source.poll()
+    assert isinstance(advisory, InterruptionAdvisory)
+    assert "system-maintenance" in advisory.reason
+
+
+@pytest.mark.parametrize("state", ["completed", "canceled"])
+def test_maintenance_that_is_over_or_cancelled_is_nothing(
+    service: EC2MetadataService, source: EC2Source, clock: FakeClock, state: str
+) -> None:
+    service.schedule_maintenance("instance-stop", 7200)
+    assert len(source.poll()) == 1
+    service.schedule_maintenance("instance-stop", 7200, state=state)
+    clock.advance(30)
+    assert source.poll() == []
+
+
+def test_maintenance_that_had_begun_before_it_was_heard_of_does_not_stop_each_new_start(
+    service: EC2MetadataService, source: EC2Source, clock: FakeClock
+) -> None:
+    service.schedule_maintenance("system-reboot", -60)
+    for _ in range(3):
+        (advisory,) = source.poll()
+        assert isinstance(advisory, InterruptionAdvisory)
+        clock.advance(60)
+
+
+def test_maintenance_that_was_a_notice_stays_one_when_its_time_comes(
+    service: EC2MetadataService, source: EC2Source, clock: FakeClock
+) -> None:
+    service.schedule_maintenance("system-reboot", 60)
+    first = source.poll()
+    clock.advance(90)
+    assert source.poll() == first
+    assert isinstance(first[0], InterruptionNotice)
+
+
+def test_maintenance_is_asked_for_rarely(service: EC2MetadataService, source: EC2Source, clock: FakeClock) -> None:
+    for _ in range(30):
+        source.poll()
+        clock.advance(2)
+    assert service.requests["GET /latest/meta-data/events/maintenance/scheduled"] == 2
+
+
+def test_an_outage_cancels_nothing(service: EC2MetadataService, source: EC2Source) -> None:
+    service.interrupt()
+    service.target_lifecycle_state("Terminated")
+    before = source.poll()
+    service.misbehave("error500")
+    assert source.poll() == before
+    assert len(before) == 2
+
+
+def test_an_outage_between_two_documents_cancels_nothing(clock: FakeClock) -> None:
+    answers = {"PUT": (200, b"token"), "GET": (404, b"")}
+    with Scripted(answers) as service:
+        source = EC2Source(service.endpoint, clock=clock)
+        assert source.poll() == []
+        source._rest = [expected := InterruptionNotice("ec2", "of the group", clock.now() + 60)]
+        answers["GET"] = (500, b"")
+        assert source.poll() == [expected]
+
+
+def test_a_hop_limit_is_said_once_in_plain_words_and_advises_nothing_dangerous(
+    service: EC2MetadataService, source: EC2Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_http, "_READ_TIMEOUT", 0.05)
+    service.misbehave("hop-limit")
+    assert source.poll() == source.poll() == []
+    with pytest.raises(SourceError, match="hop limit is 1") as caught:
+        source.poll()
+    assert "SIGTERM" in caught.value.hint
+    assert "credentials" in caught.value.hint
+    assert [source.poll() for _ in range(3)] == [[]] * 3
+    assert not source.reach().answers
+    assert "hop limit" in source.reach().why
+
+
+def test_a_service_that_hangs_for_every_request_is_no_hop_limit(
+    service: EC2MetadataService, source: EC2Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_http, "_READ_TIMEOUT", 0.05)
+    service.misbehave("hang")
+    assert [source.poll() for _ in range(4)] == [[]] * 4
+
+
+@given(st.binary() | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["State", "Code", "EventId", "NotBefore"]), inner),
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+def test_no_maintenance_list_breaks_its_reader(document: bytes) -> None:
+    listed = MaintenanceList("ec2", FakeClock())
+    listed.read(document)
+    assert all(isinstance(event, InterruptionNotice | InterruptionAdvisory) for event in listed.events)
 
 
 class Scripted:

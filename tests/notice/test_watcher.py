@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from unbroken.notice import EC2Source, InterruptionAdvisory, InterruptionNotice, NoticeWatcher
+from unbroken.notice import EC2Source, InterruptionAdvisory, InterruptionNotice, NoticeWatcher, Reach
 from unbroken.testing import EC2MetadataService, FakeClock
 
 Event = InterruptionNotice | InterruptionAdvisory
@@ -22,6 +22,7 @@ class ScriptedSource:
     def __init__(self, script: Sequence[list[Event] | Exception], name: str = "scripted") -> None:
         self.name = name
         self.polls = 0
+        self.closed = False
         self._script = script
 
     def poll(self) -> list[Event]:
@@ -33,6 +34,12 @@ class ScriptedSource:
 
     def interval(self) -> float:
         return 2.0
+
+    def reach(self) -> Reach:
+        return Reach(True)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class Ears:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TypeAlias
 
 from unbroken.journal.events import CheckpointCommitted
 from unbroken.link.messages import FromTrainer, Hello
+from unbroken.notice.choice import SIGUSR1, choice_of_environment
 from unbroken.notice.events import InterruptionAdvisory, InterruptionNotice
 
 
@@ -139,7 +141,24 @@ class Mailbox:
             return None
 
 
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+def _stops() -> tuple[signal.Signals, ...]:
+    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return (*stops, signal.SIGUSR1) if SIGUSR1 in choice_of_environment().on else stops
+
+
+@contextmanager
+def warnings_ignored() -> Iterator[None]:
+    """What is started inside the block ignores SIGUSR1, unless it handles it itself: its default is death, and
+    schedulers send it to all processes. One that comes inside the block is lost, and the end that it announces is not.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.SIGUSR1 not in _stops():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @contextmanager
@@ -150,14 +169,14 @@ def signals_to(mailbox: Mailbox, *, ignore_stops: bool = False) -> Iterator[None
     except SIGTERM.
 
     Args:
-        ignore_stops: whether SIGTERM, SIGINT and SIGHUP are for somebody else.
+        ignore_stops: whether SIGTERM, SIGINT, SIGHUP and SIGUSR1 are for somebody else.
     """
 
     def heard(number: int, _frame: object) -> None:
         mailbox.post(SignalHeard(signal.Signals(number)) if number != signal.SIGCHLD else Woken())
 
     previous = {signal.SIGCHLD: signal.signal(signal.SIGCHLD, heard)}
-    for number in _STOPS:
+    for number in _stops():
         ignored = signal.getsignal(number) is signal.SIG_IGN and number != signal.SIGTERM
         previous[number] = signal.signal(number, signal.SIG_IGN if ignore_stops or ignored else heard)
     try:

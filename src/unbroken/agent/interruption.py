@@ -8,6 +8,7 @@ from unbroken.agent.deadline import Deadline, Pressure
 from unbroken.agent.events import AdvisoryHeard, Mailbox, NoticeHeard, Trouble
 from unbroken.clock import Clock
 from unbroken.notice import InterruptionNotice, NoticeSource, NoticeWatcher
+from unbroken.notice.grace import warning_from
 
 _JOIN_SECONDS = 5.0
 _CLOCKS_DIFFER = 2.0
@@ -25,12 +26,14 @@ class Interruption:
 
     def __init__(self, sources: list[NoticeSource], mailbox: Mailbox, grace: float, clock: Clock) -> None:
         self._grace = grace
+        self._warning = warning_from()
         self._clock = clock
         self._watcher = NoticeWatcher(
             sources,
             lambda notice: mailbox.post(NoticeHeard(notice)),
             lambda advisory: mailbox.post(AdvisoryHeard(advisory)),
             lambda name, error: mailbox.post(Trouble(f"notices from {name}: {error}")),
+            on_cancelled=lambda notice: mailbox.post(Trouble(f"{notice.source} cancels its notice: {notice.reason}")),
             clock=clock,
         )
         self.announced = False
@@ -44,8 +47,10 @@ class Interruption:
         self._watcher.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._watcher.close(timeout=self.bounded(_JOIN_SECONDS))
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # The owner leaves because of the notice, with everything saved that can be.
+        leaving = self.notice is not None and kind is None
+        self._watcher.close(timeout=self.bounded(_JOIN_SECONDS), acknowledge=leaving)
 
     def signalled(self, number: signal.Signals, whom: str, at: float = 0.0) -> None:
         """Take a stop signal for a notice; it comes back through the mailbox.
@@ -56,8 +61,9 @@ class Interruption:
         self.announced = True
         now = self._clock.now()
         heard_at = min(at, now) if at > 0 else now
+        seconds = self._warning if number == signal.SIGUSR1 else self._grace
         self._watcher.report(
-            InterruptionNotice(number.name.lower(), f"{whom} received {number.name}", heard_at + self._grace)
+            InterruptionNotice(number.name.lower(), f"{whom} received {number.name}", heard_at + seconds)
         )
 
     def agreed(self, source: str, reason: str, deadline: float) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import psutil
 
+from unbroken.agent.events import warnings_ignored
 from unbroken.clock import Clock
 from unbroken.errors import ConfigError
 
@@ -68,7 +69,8 @@ class ChildTree:
         become_subreaper()
         self._clock = clock
         try:
-            self._process = subprocess.Popen(list(command), env=dict(environment), start_new_session=True)
+            with warnings_ignored():
+                self._process = subprocess.Popen(list(command), env=dict(environment), start_new_session=True)
         except OSError as error:
             raise ConfigError(
                 f"the command {command[0]!r} cannot be started: {os.strerror(error.errno or 0)}",

@@ -23,6 +23,7 @@ _VERBS = {
     "verify": ("unbroken.cli.verify", "Read every byte of a run's checkpoints again and check it."),
     "export": ("unbroken.cli.export", "Write a checkpoint as safetensors, or for torch's distributed checkpoint."),
     "import": ("unbroken.cli.import_", "Begin a new run with the weights of a file."),
+    "watch": ("unbroken.cli.watch", "Print notices and advisories as they come."),
     "prune": ("unbroken.cli.prune", "Retire checkpoints and delete what no kept one needs."),
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from unbroken.agent.options import AgentOptions
 from unbroken.errors import ConfigError
+from unbroken.notice.choice import NOTICES_VARIABLE, parse_choice
 from unbroken.notice.grace import grace_from
 
 _EPILOG = """Exit codes: 0 the run is finished; 75 interrupted, start it again; 1 failed; 78 mend the command or its
@@ -28,6 +30,10 @@ settings first; others name an error (10 not found, 11 another attempt owns the 
     help="From a stop signal to the kill: what your platform gives (UNBROKEN_GRACE; default 30).",
 )
 @click.option(
+    "--notices", default="", metavar="LIST",
+    help="Who is heard of interruptions: ec2,gcp or -azure (UNBROKEN_NOTICES; default all).",
+)  # fmt: skip
+@click.option(
     "--no-progress-limit", type=click.IntRange(1), default=AgentOptions.no_progress_limit, show_default=True,
     metavar="N", help="Stop after N attempts in a row that committed no checkpoint.",
 )  # fmt: skip
@@ -47,6 +53,7 @@ def run(
     uri: str,
     every: str,
     grace: str | None,
+    notices: str,
     no_progress_limit: int,
     max_restarts: int,
     pool: str,
@@ -66,6 +73,9 @@ def run(
         raise ConfigError(
             "no command was given", kind="command", hint="Write it after two dashes: unbroken run -- python train.py"
         )
+    if notices:
+        parse_choice(notices, "--notices")
+        os.environ[NOTICES_VARIABLE] = notices  # also for agents that the command may start
     options = AgentOptions(
         uri=uri,
         every=every,

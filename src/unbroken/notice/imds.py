@@ -1,29 +1,26 @@
-"""A client for the EC2 instance metadata service, version 2, with no retries and short waits."""
+"""A client for the EC2 instance metadata service, version 2."""
 
 from __future__ import annotations
 
-import http.client
 import os
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from unbroken.clock import Clock
-from unbroken.errors import ConfigError
+from unbroken.notice.local_http import LocalService, SilentAnswer
+from unbroken.notice.source import NoAnswer
 
 ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 MODE_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"
 DISABLED_VARIABLE = "AWS_EC2_METADATA_DISABLED"
 
 _TOKEN_PATH = "/latest/api/token"  # noqa: S105 - a path, not a secret
+_ANY_PATH = "/latest/meta-data/"
 _TTL = 21600
 _REFRESH_BEFORE = 300.0
-_CONNECT_TIMEOUT = 1.0
-_READ_TIMEOUT = 2.0
-_REPLY_LIMIT = 64 << 10
 
 
-class NoAnswer(Exception):  # noqa: N818 - on most machines it is the normal state
-    """The service did not answer, or not as the metadata service does. The message says what was found."""
+class HopLimitTooLow(NoAnswer):
+    """The answer with the token is lost on its way: it may cross fewer networks than lie between."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class _Token:
 
 
 class MetadataClient:
-    """Reads metadata documents. Never goes through a proxy: the address is local to the machine.
+    """Reads metadata documents.
 
     Args:
         endpoint: the service's URL; None takes the environment's, as the AWS SDKs do.
@@ -44,26 +41,31 @@ class MetadataClient:
     """
 
     def __init__(self, endpoint: str | None, clock: Clock) -> None:
-        self.endpoint = endpoint or _endpoint_of_environment()
-        self._host, self._port = _address(self.endpoint)
+        self._service = LocalService(endpoint or _endpoint_of_environment(), ENDPOINT_VARIABLE)
         self._clock = clock
         self._token: _Token | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Where it asks."""
+        return self._service.endpoint
 
     def get(self, path: str) -> bytes | None:
         """The document at ``path``, or None where the service says that there is none.
 
         Raises:
+            HopLimitTooLow: see there.
             NoAnswer: see there.
         """
-        status, body = self._request("GET", path, {"X-aws-ec2-metadata-token": self._current_token()})
-        if status == 401:  # expired early, or the machine slept and the token's age was misjudged
+        reply = self._service.request("GET", path, {"X-aws-ec2-metadata-token": self._current_token()})
+        if reply.status == 401:  # expired early, or the machine slept and the token's age was misjudged
             self._token = None
-            status, body = self._request("GET", path, {"X-aws-ec2-metadata-token": self._current_token()})
-        if status == 404:
+            reply = self._service.request("GET", path, {"X-aws-ec2-metadata-token": self._current_token()})
+        if reply.status == 404:
             return None
-        if status != 200:
-            raise NoAnswer(f"GET {path} was answered with status {status}")
-        return body
+        if reply.status != 200:
+            raise NoAnswer(f"GET {path} was answered with status {reply.status}")
+        return reply.body
 
     def _current_token(self) -> str:
         now = self._clock.monotonic()
@@ -73,27 +75,25 @@ class MetadataClient:
         return self._token.text
 
     def _new_token(self) -> str:
-        status, body = self._request("PUT", _TOKEN_PATH, {"X-aws-ec2-metadata-token-ttl-seconds": str(_TTL)})
-        if status != 200:
-            raise NoAnswer(f"the request for a token was answered with status {status}")
-        text = body.decode("latin-1")
+        try:
+            reply = self._service.request("PUT", _TOKEN_PATH, {"X-aws-ec2-metadata-token-ttl-seconds": str(_TTL)})
+        except SilentAnswer as error:
+            raise self._explained(error) from error
+        if reply.status != 200:
+            raise NoAnswer(f"the request for a token was answered with status {reply.status}")
+        text = reply.body.decode("latin-1")
         # A captive portal or another cloud's service answers 200 to anything; its page is no token.
         if not text.isascii() or not text.isprintable() or not text.strip() or len(text) > 1024 or "<" in text:
-            raise NoAnswer(f"{body[:40]!r} is no metadata token")
+            raise NoAnswer(f"{reply.body[:40]!r} is no metadata token")
         return text
 
-    def _request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT_TIMEOUT)
+    def _explained(self, error: NoAnswer) -> NoAnswer:
+        """The hop limit holds for answers with tokens alone: where a request without one is refused, it is that."""
         try:
-            connection.connect()
-            connection.sock.settimeout(_READ_TIMEOUT)
-            connection.request(method, path, headers={**headers, "Connection": "close"})
-            with connection.getresponse() as response:
-                return response.status, response.read(_REPLY_LIMIT)
-        except (OSError, http.client.HTTPException) as error:
-            raise NoAnswer(f"{method} {path} failed ({type(error).__name__}: {error})") from error
-        finally:
-            connection.close()
+            refused = self._service.request("GET", _ANY_PATH).status in (200, 401)
+        except NoAnswer:
+            return error
+        return HopLimitTooLow("requests arrive, and tokens do not come back: the hop limit is 1") if refused else error
 
 
 def disabled() -> bool:
@@ -106,18 +106,3 @@ def _endpoint_of_environment() -> str:
         return endpoint
     ipv6 = os.environ.get(MODE_VARIABLE, "").strip().lower() == "ipv6"
     return "http://[fd00:ec2::254]" if ipv6 else "http://169.254.169.254"
-
-
-def _address(endpoint: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(endpoint)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        parts, host, port = urlsplit(""), None, None
-    if parts.scheme != "http" or not host or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ConfigError(
-            f"{endpoint!r} is no endpoint of a metadata service",
-            kind="metadata-endpoint",
-            hint=f"Set {ENDPOINT_VARIABLE} to something like http://169.254.169.254, or unset it",
-        )
-    return host, port or 80

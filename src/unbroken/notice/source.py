@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from unbroken.errors import ConfigError, UnbrokenError
 from unbroken.notice.events import InterruptionAdvisory, InterruptionNotice
@@ -15,20 +16,38 @@ POLL_VARIABLE = "UNBROKEN_NOTICE_POLL"
 
 _SHORTEST, _LONGEST = 0.01, 60.0
 
+Announced: TypeAlias = list[InterruptionNotice | InterruptionAdvisory]
+"""What a source says at one moment."""
+
 
 class SourceError(UnbrokenError):
-    """A source that used to answer does so no more; the watcher goes on asking."""
+    """Something about a source that people should know; the watcher goes on asking."""
+
+
+class NoAnswer(Exception):  # noqa: N818 - on most machines it is the normal state
+    """A service did not answer, or not as it should. The message says what was found."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Whether a source can be heard at the moment."""
+
+    answers: bool
+    why: str = ""
+    """Where it does not: what was found."""
 
 
 class NoticeSource(Protocol):
-    """One place that announces interruptions. One thread polls it, so it needs no lock."""
+    """One place that announces interruptions. One thread uses it, so it needs no lock."""
 
     @property
     def name(self) -> str:
         """A short word for it, such as ``ec2``."""
 
     def poll(self) -> Sequence[InterruptionNotice | InterruptionAdvisory]:
-        """What is announced at this moment; what was given before may be given again. Returns within seconds.
+        """All that is announced at this moment, also what was given before; while nobody answers, what was heard last.
+
+        What is given no more counts as cancelled. Returns within seconds.
 
         Raises:
             SourceError: something the user should know; the watcher reports it and polls again.
@@ -36,6 +55,24 @@ class NoticeSource(Protocol):
 
     def interval(self) -> float:
         """Seconds until the next poll is due."""
+
+    def reach(self) -> Reach:
+        """How the last poll went."""
+
+    def close(self) -> None:
+        """Let go of what it holds. It is not polled after that."""
+
+
+@runtime_checkable
+class Acknowledging(Protocol):
+    """A source that can be told that this machine is ready to be taken."""
+
+    def acknowledge(self) -> None:
+        """Say that everything is saved. Called at most once, after the last poll; it returns within seconds.
+
+        Raises:
+            SourceError: nobody took it.
+        """
 
 
 def poll_interval(given: float | None, default: float) -> float:

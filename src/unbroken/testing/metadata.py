@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Literal, Self, get_args
+from collections.abc import Mapping
+from email.utils import formatdate
+from typing import Literal, get_args
 
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_time
 from unbroken.errors import ConfigError
+from unbroken.testing.metadata_server import GARBAGE, Answer, LocalServer, Request
 
 Action = Literal["terminate", "stop", "hibernate"]
-Misbehaviour = Literal["none", "hang", "garbage", "error500"]
+MaintenanceCode = Literal[
+    "instance-stop", "instance-retirement", "instance-reboot", "system-reboot", "system-maintenance"
+]
 
 _TOKEN_PATH = "/latest/api/token"  # noqa: S105 - a path, not a secret
 _TTL_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
@@ -22,12 +23,12 @@ _TOKEN_HEADER = "X-aws-ec2-metadata-token"  # noqa: S105
 _MAX_TTL = 21600
 _ACTION_PATH = "/latest/meta-data/spot/instance-action"
 _REBALANCE_PATH = "/latest/meta-data/events/recommendations/rebalance"
+_LIFECYCLE_PATH = "/latest/meta-data/autoscaling/target-lifecycle-state"
+_MAINTENANCE_PATH = "/latest/meta-data/events/maintenance/scheduled"
 _INSTANCE_PATH = "/latest/meta-data/instance-id"
-_GARBAGE = b'<html>{"action": \xff\xfe'
-_LONGEST_HANG = 60.0
 
 
-class EC2MetadataService:
+class EC2MetadataService(LocalServer):
     """A server on 127.0.0.1 that answers as IMDSv2 does where tokens are required.
 
     Set ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` to :attr:`endpoint` in the environment of the process under
@@ -40,30 +41,10 @@ class EC2MetadataService:
     """
 
     def __init__(self, *, port: int = 0, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._requests: Counter[str] = Counter()
         self._tokens: dict[str, float] = {}
         self._documents: dict[str, bytes] = {}
-        self._mode: Misbehaviour = "none"
-        self._released = threading.Event()
         self._become_instance()
-        self._server = _Server(("127.0.0.1", port), self)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, name="fake-imds", daemon=True
-        )
-        self._thread.start()
-
-    @property
-    def endpoint(self) -> str:
-        """Where it listens: ``http://127.0.0.1:PORT``."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    @property
-    def requests(self) -> Counter[str]:
-        """How often each method and path was asked for, such as ``"PUT /latest/api/token"``."""
-        with self._lock:
-            return self._requests.copy()
+        super().__init__(port=port, clock=clock)
 
     @property
     def instance_id(self) -> str:
@@ -95,6 +76,33 @@ class EC2MetadataService:
         with self._lock:
             self._documents[_REBALANCE_PATH] = json.dumps(document).encode()
 
+    def target_lifecycle_state(self, state: str) -> None:
+        """Say what the Auto Scaling group wants of this instance, such as ``InService`` or ``Terminated``."""
+        with self._lock:
+            self._documents[_LIFECYCLE_PATH] = state.encode()
+
+    def schedule_maintenance(self, code: MaintenanceCode, seconds: float, *, state: str = "active") -> float:
+        """Put maintenance that begins in ``seconds`` on the list; what is there of this code is replaced.
+
+        Returns:
+            When it begins, in wall-clock seconds.
+
+        Raises:
+            ConfigError: EC2 knows no such code.
+        """
+        if code not in get_args(MaintenanceCode):
+            raise ConfigError(f"{code!r} is no maintenance", kind="code", hint=f"One of {get_args(MaintenanceCode)}")
+        begins = float(int(self._clock.now() + seconds))
+        event = {
+            "NotBefore": _ec2_date(begins), "NotAfter": _ec2_date(begins + 7200), "Code": code,
+            "Description": f"scheduled {code}", "EventId": f"instance-event-{code}", "State": state,
+        }  # fmt: skip
+        with self._lock:
+            events = json.loads(self._documents.get(_MAINTENANCE_PATH, b"[]"))
+            kept = [other for other in events if other["Code"] != code]
+            self._documents[_MAINTENANCE_PATH] = json.dumps([*kept, event]).encode()
+        return begins
+
     def clear(self) -> None:
         """Become a new instance: another id, nothing announced, no token valid."""
         with self._lock:
@@ -106,109 +114,39 @@ class EC2MetadataService:
         with self._lock:
             self._tokens.clear()
 
-    def misbehave(self, mode: Misbehaviour) -> None:
-        """Change how requests are answered from now on.
-
-        ``hang`` accepts and never answers, ``garbage`` gives sound tokens and unreadable documents, ``error500``
-        fails every request, ``none`` is the sound service again.
-
-        Raises:
-            ConfigError: there is no such mode.
-        """
-        if mode not in get_args(Misbehaviour):
-            raise ConfigError(f"{mode!r} is no misbehaviour", kind="mode", hint=f"One of {get_args(Misbehaviour)}")
-        with self._lock:
-            self._mode = mode
-            self._released.set()
-            self._released = threading.Event()
-
-    def close(self) -> None:
-        """Stop answering and end the server's threads."""
-        self.misbehave("none")
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=10)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _become_instance(self) -> None:
         self._documents = {_INSTANCE_PATH: f"i-{secrets.token_hex(9)[:17]}".encode()}
 
-    def _answer(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        """The status and body of the reply to one request."""
-        with self._lock:
-            self._requests[f"{method} {path}"] += 1
-            mode, released = self._mode, self._released
-        if mode == "hang":
-            released.wait(_LONGEST_HANG)
-            return 503, b""
-        if mode == "error500":
-            return 500, b"internal error"
-        if method == "PUT":
-            return self._give_token(headers) if path == _TOKEN_PATH else (405, b"")
-        return self._give_document(path, headers, garbled=mode == "garbage")
+    def _respond(self, request: Request, *, garbled: bool) -> Answer:
+        if request.method == "PUT":
+            return self._give_token(request.headers) if request.path == _TOKEN_PATH else Answer(405)
+        return self._give_document(request.path, request.headers, garbled=garbled)
 
-    def _give_token(self, headers: dict[str, str]) -> tuple[int, bytes]:
+    def _give_token(self, headers: Mapping[str, str]) -> Answer:
         if "x-forwarded-for" in headers:
-            return 403, b""  # IMDSv2 refuses tokens to anything that came through a proxy
+            return Answer(403)  # IMDSv2 refuses tokens to anything that came through a proxy
         lifetime = headers.get(_TTL_HEADER.lower(), "")
         if not lifetime.isdecimal() or not 1 <= int(lifetime) <= _MAX_TTL:
-            return 400, b""
+            return Answer(400)
         token = secrets.token_urlsafe(40)
         with self._lock:
             self._tokens[token] = self._clock.monotonic() + int(lifetime)
-        return 200, token.encode()
+        return Answer(200, token.encode())
 
-    def _give_document(self, path: str, headers: dict[str, str], *, garbled: bool) -> tuple[int, bytes]:
+    def _give_document(self, path: str, headers: Mapping[str, str], *, garbled: bool) -> Answer:
         with self._lock:
             expires_at = self._tokens.get(headers.get(_TOKEN_HEADER.lower(), ""))
             document = self._documents.get(path)
         if expires_at is None or self._clock.monotonic() >= expires_at:
-            return 401, b""
+            return Answer(401)
         if garbled:
-            return 200, _GARBAGE
-        return (404, b"") if document is None else (200, document)
-
-
-class _Server(ThreadingHTTPServer):
-    # Owned threads: server_close() joins them, and a hang ends with the service.
-    daemon_threads = False
-
-    def __init__(self, address: tuple[str, int], service: EC2MetadataService) -> None:
-        super().__init__(address, _Handler)
-        self.service = service
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = 5.0  # a client that connects and says nothing must not hold close() for longer
-
-    def do_GET(self) -> None:
-        self._reply()
-
-    def do_PUT(self) -> None:
-        self._reply()
-
-    def _reply(self) -> None:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        status, body = self.server.service._answer(self.command, self.path, headers)
-        try:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-        except ConnectionError:
-            self.close_connection = True  # the client gave up first, as it should when we hang
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's signature
-        """Say nothing: the output belongs to the program under test."""
+            return Answer(200, GARBAGE)
+        return Answer(404) if document is None else Answer(200, document)
 
 
 def _whole_seconds(at: float) -> str:
     return format_time(int(at)).replace(".000Z", "Z")
+
+
+def _ec2_date(at: float) -> str:
+    return formatdate(at, usegmt=True).partition(", ")[2]  # EC2 leaves the day of the week out
