@@ -22,7 +22,7 @@ from unbroken.agent.session import Heard, Session
 from unbroken.agent.view import View
 from unbroken.agent.watch import Surroundings, Watch
 from unbroken.journal import Origin
-from unbroken.link.messages import LOST_RANK, PROTOCOL, Bye, Hello, Restored, Stop
+from unbroken.link.messages import LOST_RANK, PROTOCOL, Bye, Hello, Restored, Restoring, Stop
 from unbroken.notice import InterruptionNotice
 from unbroken.testing.clock import FakeClock
 
@@ -30,12 +30,13 @@ from unbroken.testing.clock import FakeClock
 @dataclass
 class Said:
     lines: list[str] = field(default_factory=list)
+    view: View = field(default_factory=View)
 
     def say(self, text: str) -> None:
         self.lines.append(text)
 
     def show(self, view: View) -> None:
-        pass
+        self.view = view
 
     def close(self) -> None:
         pass
@@ -184,6 +185,18 @@ def ranks(scene: Scene, *, restarts: bool = False) -> Watch:
     watch.turn(0)
     scene.said.lines.clear()
     return watch
+
+
+def test_restore_of_all_ranks_here_is_on_the_status_line_until_training_goes_on(scene: Scene) -> None:
+    watch = ranks(scene)
+    for rank, done in ((0, 1_000_000_000), (1, 400_000_000), (0, 2_600_000_000)):
+        scene.around.mailbox.post(Told(rank, Restoring(done, 4_000_000_000)))
+    watch.turn(0)
+    assert scene.said.view.phase == "restoring 3.0 GB of 8.0 GB"
+    scene.around.mailbox.post(Told(0, Restored(6, 0.5, 100)))
+    scene.around.mailbox.post(Told(1, Restoring(4_000_000_000, 4_000_000_000)))
+    watch.turn(0)
+    assert scene.said.view.phase == ""
 
 
 def test_what_every_rank_says_is_said_once_for_each_attempt(scene: Scene) -> None:

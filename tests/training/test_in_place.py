@@ -269,6 +269,14 @@ class TestProgress:
             told(1_000_000_000)
         assert self.lines(caplog) == []
 
+    def test_the_agent_is_told_twice_a_second(self):
+        clock, found = FakeClock(), []
+        told = RestoreProgress(1000, tell=lambda done, total: found.append((done, total)), clock=clock)
+        for _ in range(8):
+            clock.advance(0.25)
+            told(100)
+        assert found == [(200, 1000), (400, 1000), (600, 1000), (800, 1000)]
+
     def test_a_line_every_five_seconds(self, caplog):
         caplog.set_level(logging.INFO, "unbroken")
         clock = FakeClock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -39,6 +39,7 @@ from unbroken.link.messages import (
     Bye,
     Committed,
     Restored,
+    Restoring,
     SaveFailed,
     SignalReceived,
     Stop,
@@ -46,6 +47,7 @@ from unbroken.link.messages import (
     Stopping,
 )
 from unbroken.notice import InterruptionNotice
+from unbroken.size import size_text
 
 T = TypeVar("T")
 
@@ -90,6 +92,8 @@ class Watch:
         """What was said last of a save that failed."""
         self._goes_on = False
         """Whether it was said from where the training of this attempt goes on."""
+        self._restoring: dict[int, Restoring] = {}
+        """How far each rank here has come with its restore."""
         self._lost = ""
         """What was said last of the end of a rank elsewhere."""
         self._starts_again = False
@@ -174,6 +178,7 @@ class Watch:
             return
         self._speed = SpeedMeter()
         self._view = View(attempt=admitted.attempt, phase="restoring")
+        self._restoring.clear()
         self._goes_on = bool(admitted.hello.attempt and not admitted.hello.joining)  # with the agent before this one
         self._lost = ""
         claim = self._session.claim
@@ -198,13 +203,11 @@ class Watch:
             case SaveFailed() as failed if failed != self._failed:  # every rank says it
                 self._failed = failed
                 self._say(f"step {failed.step} could not be saved: {failed.message}")
-            case Restored(step=step, seconds=seconds, from_memory=from_memory):
-                self._view = replace(self._view, phase="")
-                if not self._goes_on:  # every rank says it
-                    self._goes_on = True
-                    place = ", from this node's memory" if from_memory else ""
-                    where = f"from step {step}{place} ({seconds:.1f}s)" if step > 0 else "from the start"
-                    self._say(f"training goes on {where}")
+            case Restoring() as restoring if self._view.phase:
+                self._restoring[told.rank] = restoring
+                self._view = replace(self._view, phase=_sum(self._restoring.values()))
+            case Restored() as restored:
+                self._restored(restored)
             case Stopping(step=step) if self._view.saving_last != step:
                 self._view = replace(self._view, saving_last=step)
                 self._say(f"saving step {step} before leaving")
@@ -216,6 +219,15 @@ class Watch:
             case Bye(outcome="failed") as bye:
                 self._lost = bye.message if bye.kind == LOST_RANK else self._lost
                 self._say(f"rank {told.rank} failed after step {bye.step}: {bye.error}: {bye.message}")
+
+    def _restored(self, restored: Restored) -> None:
+        self._view = replace(self._view, phase="")
+        if self._goes_on:
+            return  # every rank says it
+        self._goes_on = True
+        place = ", from this node's memory" if restored.from_memory else ""
+        where = f"from step {restored.step}{place} ({restored.seconds:.1f}s)" if restored.step > 0 else "from the start"
+        self._say(f"training goes on {where}")
 
     def _committed(self, step: int, seconds: float) -> None:
         if step < self._view.durable_step:
@@ -265,7 +277,7 @@ class Watch:
         progress = heard.progress
         if progress is not None:
             self._speed.add(progress)
-            if self._view.phase in ("starting", "restoring"):
+            if self._view.phase.partition(" ")[0] in ("starting", "restoring"):
                 self._view = replace(self._view, phase="")
         notice = self._around.interruption.notice
         return replace(
@@ -280,3 +292,9 @@ class Watch:
 
     def _say(self, text: str) -> None:
         self._around.display.say(text)
+
+
+def _sum(restoring: Iterable[Restoring]) -> str:
+    """How far the ranks of this node are, together."""
+    parts = list(restoring)
+    return f"restoring {size_text(sum(each.done for each in parts))} of {size_text(sum(each.total for each in parts))}"

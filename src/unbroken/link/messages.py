@@ -12,7 +12,7 @@ import msgspec
 
 from unbroken.journal.events import CheckpointCommitted
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 SOCKET_VARIABLE = "UNBROKEN_SOCKET"
 """Environment variable in which the agent gives its children the socket's path."""
@@ -68,6 +68,13 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     message: str
     kind: str = ""
     hint: str = ""
+
+
+class Restoring(msgspec.Struct, tag="restoring", frozen=True):
+    """Trainer: so much of the state has been read, in bytes; sent now and then."""
+
+    done: int
+    total: int
 
 
 class Restored(msgspec.Struct, tag="restored", frozen=True):
@@ -199,7 +206,17 @@ class Bye(msgspec.Struct, tag="bye", frozen=True):
 
 
 FromTrainer = (
-    Hello | Restored | SlotOffered | Sealed | Committed | SaveFailed | SignalReceived | StopAgreed | Stopping | Bye
+    Hello
+    | Restoring
+    | Restored
+    | SlotOffered
+    | Sealed
+    | Committed
+    | SaveFailed
+    | SignalReceived
+    | StopAgreed
+    | Stopping
+    | Bye
 )
 FromAgent = Welcome | Refused | SlotReturned | SlotCommitted | SlotFailed | Stop | Advice
 Message = FromTrainer | FromAgent

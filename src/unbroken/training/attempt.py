@@ -18,7 +18,7 @@ from unbroken.errors import (
 from unbroken.journal import CheckpointRecord, Journal, Lease, Origin
 from unbroken.journal.events import CheckpointCommitted, Event, Note, RunFinished
 from unbroken.link.arena import SlotOwner
-from unbroken.link.messages import Bye, FromTrainer, Restored, SaveFailed
+from unbroken.link.messages import Bye, FromTrainer, Restored, Restoring, SaveFailed
 from unbroken.training.agent_link import AgentLink
 from unbroken.training.cadence import Cadence
 from unbroken.training.capture import capture
@@ -141,8 +141,9 @@ class Attempt:
         began = self._clock.monotonic()
         store, state = self.journal.store, self.team.restorable(self.journal.state)
         with InPlaceRestore(
-            store, state, objects, ranks=self.team.ranks, staged=self._left_in_memory, clock=self._clock
-        ) as restore:
+            store, state, objects,
+            ranks=self.team.ranks, staged=self._left_in_memory, tell=self._restoring, clock=self._clock,
+        ) as restore:  # fmt: skip
             found = self.team.restore_newest(
                 store, state, restore.load, read_manifest=restore.read_manifest, on_damaged=self.passed_over
             )
@@ -157,6 +158,9 @@ class Attempt:
         from_memory = not self.team.several and bool(self._left_in_memory(record))
         self.continue_from(record, manifest, seconds=seconds, from_memory=from_memory)
         return record.step
+
+    def _restoring(self, done: int, total: int) -> None:
+        self.link.send(Restoring(done, total))
 
     def _left_in_memory(self, record: CheckpointRecord) -> Staged | None:
         """The bytes of this checkpoint's tensors, where an earlier trainer on this node has left them."""

@@ -31,6 +31,7 @@ OVERWRITTEN = (
 """The hint of every error that a restore ends with after it began to read into live tensors."""
 
 _SAY_EVERY = 5.0
+_TELL_EVERY = 0.5
 
 
 class InPlaceRestore:
@@ -47,6 +48,7 @@ class InPlaceRestore:
         staged: the bytes of a checkpoint's tensors by name, or of its slices by name and offset, where they still lie
             in this machine's memory.
         ranks: which rank this is, of how many; the only one by default. Each restores for itself: no message is sent.
+        tell: is told now and then how many bytes have arrived, of how many; from any thread.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class InPlaceRestore:
         exact: bool = True,
         staged: Callable[[CheckpointRecord], Staged | None] | None = None,
         ranks: Ranks | None = None,
+        tell: Callable[[int, int], None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._store = store
@@ -66,6 +69,7 @@ class InPlaceRestore:
         self._exact = exact
         self._staged = staged
         self._ranks = ranks or Ranks()
+        self._tell = tell
         self._clock = clock
         self._overwritten: set[str] = set()
 
@@ -120,7 +124,7 @@ class InPlaceRestore:
         state = load_state(
             self._store, manifest, names,
             tree=tree, placed=placed, live=live, staged=self._staged(record) if self._staged is not None else None,
-            on_bytes=RestoreProgress(bytes_wanted(manifest, tree, placed), clock=self._clock),
+            on_bytes=RestoreProgress(bytes_wanted(manifest, tree, placed), tell=self._tell, clock=self._clock),
         )  # fmt: skip
         return state | part.seeded
 
@@ -163,21 +167,30 @@ class RestoreProgress:
 
     Args:
         total: bytes to come.
+        tell: is told more often, for a line that is written anew.
     """
 
-    def __init__(self, total: int, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, total: int, *, tell: Callable[[int, int], None] | None = None, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._total = total
+        self._tell = tell
         self._clock = clock
         self._lock = threading.Lock()
         self._done = 0
-        self._began = self._said = clock.monotonic()
+        self._began = self._said = self._told = clock.monotonic()
 
     def __call__(self, count: int) -> None:
         now = self._clock.monotonic()
         with self._lock:
             self._done += count
-            if now - self._said < _SAY_EVERY:
-                return
-            self._said, done = now, self._done
-        rate = done / (now - self._began)
+            done, telling, saying = self._done, now - self._told >= _TELL_EVERY, now - self._said >= _SAY_EVERY
+            self._told = now if telling else self._told
+            self._said = now if saying else self._said
+        if telling and self._tell is not None:
+            self._tell(done, self._total)
+        if saying:
+            self._say(done, done / (now - self._began))
+
+    def _say(self, done: int, rate: float) -> None:
         _log.info("unbroken: restoring %.1f of %.1f GB (%.1f GB/s)", done / 1e9, self._total / 1e9, rate / 1e9)
