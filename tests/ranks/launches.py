@@ -64,6 +64,8 @@ class Ranks:
     every: str = "4"
     delay: float = 0.0
     agents: bool = True
+    failing: int = -1
+    """The rank that raises an error in step 5."""
     elastic: bool = False
     """Whether torchrun goes on with one node at least, and trains elastic.py."""
     host: int = 0
@@ -99,6 +101,8 @@ class Ranks:
         """Return when rank 0 has made so many steps in the newest start."""
         deadline = SYSTEM_CLOCK.monotonic() + _SECONDS
         while max((made for _, made, _ in self.steps(0)), default=-1) < step:
+            ended = [node.text()[-6000:] for node in self.started[-self.nodes :] if node.process.poll() is not None]
+            assert not ended, "\n".join(ended)
             assert SYSTEM_CLOCK.monotonic() < deadline, self.started[-1].text()[-6000:]
             SYSTEM_CLOCK.sleep(0.02)
 
@@ -145,7 +149,8 @@ class Ranks:
         command = [*(self.prefixes[node] if self.prefixes else []), *command]
         log = self.folder / f"node{node}-{len(self.started)}.log"
         environment = {
-            **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": self.interfaces, "TORCH_CPP_LOG_LEVEL": "ERROR",
+            **os.environ, "FAILING": str(self.failing), "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": self.interfaces, "TORCH_CPP_LOG_LEVEL": "ERROR",
         }  # fmt: skip
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -17,9 +18,9 @@ def _same_curves(one: Ranks, other: Ranks) -> bool:
 
 
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
-def test_an_interrupted_training_of_two_ranks_ends_as_one_that_was_not(make_ranks: Make, layout: str) -> None:
-    truth = make_ranks(layout=layout)
-    assert truth.train() == [0]
+def test_an_interrupted_training_of_two_ranks_ends_as_one_that_was_not(
+    make_ranks: Make, truth: Callable[[str], Ranks], layout: str
+) -> None:
     ranks = make_ranks(layout=layout, delay=0.1)
     (node,) = ranks.start()
     ranks.wait_for_step(5)
@@ -31,7 +32,7 @@ def test_an_interrupted_training_of_two_ranks_ends_as_one_that_was_not(make_rank
     ranks.delay = 0.0
     assert ranks.train() == [0]
     assert ranks.journal.state.finished_step == 12
-    assert _same_curves(truth, ranks)
+    assert _same_curves(truth(layout), ranks)
 
 
 def test_one_node_that_is_interrupted_stops_all_at_the_same_step(make_ranks: Make) -> None:

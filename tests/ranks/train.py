@@ -1,7 +1,8 @@
 """A training of several ranks for tests: ``train.py URI LAYOUT UNTIL EVERY OUT [DELAY]``.
 
 LAYOUT is ``ddp`` or ``fsdp``. Each rank draws from its own generator and reads its own part of the data; every step's
-loss goes to ``OUT/<rank>.txt``, and at the end a digest of the whole state to ``OUT/final.json``.
+loss goes to ``OUT/<rank>.txt``, and at the end a digest of the whole state to ``OUT/final.json``. The rank that the
+environment names as ``FAILING`` raises in step 5.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ def main(uri: str, layout: str, until: int, every: str, out: Path, delay: float)
             log.write(f"{run.attempt} {step} {loss.item().hex()}\n")
             log.flush()
             time.sleep(delay)
+            if step == 5 and os.environ.get("FAILING") == str(rank):
+                raise ValueError("made to fail")
         # Not as the last thing: gloo's threads abort a process that ends while they let go of a collective's tensors.
         found = digest(model, optimizer)
     if rank == 0:
