@@ -10,8 +10,16 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from unbroken.notice import EC2Source, InterruptionAdvisory, InterruptionNotice, NoticeWatcher, Reach
-from unbroken.testing import EC2MetadataService, FakeClock
+from unbroken.notice import (
+    AzureSource,
+    EC2Source,
+    InterruptionAdvisory,
+    InterruptionNotice,
+    KubernetesNodeSource,
+    NoticeWatcher,
+    Reach,
+)
+from unbroken.testing import AzureMetadataService, EC2MetadataService, FakeClock, KubernetesNodeService
 
 Event = InterruptionNotice | InterruptionAdvisory
 
@@ -79,7 +87,14 @@ def watch(clock: FakeClock, ears: Ears) -> Iterator[Callable[..., NoticeWatcher]
     made: list[NoticeWatcher] = []
 
     def make(*sources: object) -> NoticeWatcher:
-        watcher = NoticeWatcher(sources, ears.heard.put, ears.heard.put, ears.problem, clock=clock)  # type: ignore[arg-type]
+        watcher = NoticeWatcher(
+            sources,  # type: ignore[arg-type]
+            ears.heard.put,
+            ears.heard.put,
+            ears.problem,
+            on_cancelled=lambda notice: ears.heard.put(("cancelled", notice)),
+            clock=clock,
+        )
         made.append(watcher)
         watcher.start()
         return watcher
@@ -302,3 +317,154 @@ def test_an_ec2_outage_is_told_once_and_the_notice_after_it_arrives(clock, ears,
         service.interrupt()
         poll_again(clock)
         assert isinstance(ears.next(), InterruptionNotice)
+
+
+def test_a_far_notice_is_an_advisory_first_and_a_notice_when_it_is_near(clock, ears, watch) -> None:
+    far = InterruptionNotice("ec2", "EC2 will reboot this instance", clock.now() + 900)
+    watcher = watch(ScriptedSource([[far]]))
+    poll_again(clock, times=3)
+    advisory = ears.next()
+    assert isinstance(advisory, InterruptionAdvisory)
+    assert advisory.reason.startswith("EC2 will reboot this instance, at 20")
+    assert ears.rest() == []
+    assert watcher.notice is None
+    poll_again(clock, seconds=711)  # 183 s are left
+    assert ears.rest() == []
+    poll_again(clock, times=2)
+    assert ears.rest() == [far]
+    assert watcher.notice == far
+
+
+def test_a_far_notice_comes_near_while_its_source_fails(clock, ears, watch) -> None:
+    far = InterruptionNotice("ec2", "reboot", clock.now() + 900)
+    watch(ScriptedSource([[far], OSError("gone")]))
+    poll_again(clock, times=2)
+    poll_again(clock, times=20, seconds=60)
+    assert far in ears.rest()
+
+
+def test_the_lead_comes_from_the_environment(clock, ears, watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNBROKEN_NOTICE_LEAD", "20min")
+    far = InterruptionNotice("ec2", "reboot", clock.now() + 900)
+    watch(ScriptedSource([[far]]))
+    assert ears.next() == far
+
+
+def test_a_far_notice_that_is_reported_is_told_at_once(clock, ears, watch) -> None:
+    watch().report(far := notice(clock, 9000))
+    assert ears.next() == far
+
+
+def test_a_cancelled_notice_is_said_and_stays_in_force(clock, ears, watch) -> None:
+    expected = notice(clock, 100)
+    watcher = watch(ScriptedSource([[expected], []]))
+    poll_again(clock, times=5)
+    assert ears.rest() == [expected, ("cancelled", expected)]
+    assert watcher.notice == expected
+
+
+def test_a_far_notice_that_is_cancelled_never_stops_anything(clock, ears, watch) -> None:
+    far = InterruptionNotice("azure", "reboot", clock.now() + 900)
+    watcher = watch(ScriptedSource([[far], []]))
+    poll_again(clock, times=3)
+    poll_again(clock, seconds=1000)
+    advisory, cancelled = ears.rest()
+    assert isinstance(advisory, InterruptionAdvisory)
+    assert cancelled == ("cancelled", far)
+    assert watcher.notice is None
+
+
+def test_a_notice_that_flaps_is_told_once_and_cancelled_by_no_single_poll(clock, ears, watch) -> None:
+    expected = notice(clock, 100)
+    watch(ScriptedSource([[expected], []] * 10 + [[expected]]))
+    poll_again(clock, times=20)
+    assert ears.rest() == [expected]
+
+
+def test_a_notice_that_is_cancelled_again_and_again_is_said_once(clock, ears, watch) -> None:
+    far = InterruptionNotice("azure", "reboot", clock.now() + 9000)
+    watch(ScriptedSource([[far], [], []] * 5 + [[]]))
+    poll_again(clock, times=18)
+    assert len(ears.rest()) == 2
+
+
+def test_a_deadline_beyond_every_calendar_breaks_nothing(clock, ears, watch) -> None:
+    watch(ScriptedSource([[InterruptionNotice("file", "some day", 1e300)]]))
+    assert ears.next() == InterruptionAdvisory("file", "some day")
+
+
+def test_reach_is_told_when_it_changes(clock, ears) -> None:
+    heard: SimpleQueue[tuple[str, bool]] = SimpleQueue()
+    with EC2MetadataService(clock=clock) as service:
+        sources = [EC2Source(service.endpoint, clock=clock)]
+        with NoticeWatcher(
+            sources, ears.heard.put, ears.heard.put, ears.problem,
+            on_reach=lambda name, reach: heard.put((name, reach.answers)), clock=clock,
+        ):  # fmt: skip
+            poll_again(clock, times=3)
+            service.misbehave("error500")
+            poll_again(clock, times=3)
+            service.misbehave("none")
+            poll_again(clock, times=3)
+    assert [heard.get(timeout=60) for _ in range(3)] == [("ec2", True), ("ec2", False), ("ec2", True)]
+    assert heard.empty()
+
+
+@pytest.mark.parametrize("acknowledge", [True, False])
+def test_sources_are_closed_and_where_it_is_wished_told_that_all_is_saved(clock, ears, acknowledge: bool) -> None:
+    class Polite(ScriptedSource):
+        acknowledged = False
+
+        def acknowledge(self) -> None:
+            assert not self.closed
+            self.acknowledged = True
+
+    polite, plain = Polite([[]]), ScriptedSource([[]], name="plain")
+    watcher = NoticeWatcher([polite, plain], ears.heard.put, ears.heard.put, ears.problem, clock=clock)
+    watcher.start()
+    clock.until_waiting(2)
+    watcher.close(acknowledge=acknowledge)
+    assert polite.acknowledged is acknowledge
+    assert polite.closed
+    assert plain.closed
+
+
+def test_a_refused_acknowledgement_leaves_a_line_in_the_log(clock, ears, caplog) -> None:
+    with AzureMetadataService(clock=clock) as service:
+        service.schedule()
+        source = AzureSource(service.endpoint, acknowledging=True, clock=clock)
+        watcher = NoticeWatcher([source], ears.heard.put, ears.heard.put, ears.problem, clock=clock)
+        watcher.start()
+        clock.until_waiting()
+        service.misbehave("error500")
+        watcher.close(acknowledge=True)
+    assert "Azure did not take the acknowledgement" in caplog.text
+
+
+def test_an_azure_event_that_is_cancelled_in_time_stops_nothing(clock, ears, watch) -> None:
+    with AzureMetadataService(clock=clock) as service:
+        watcher = watch(AzureSource(service.endpoint, clock=clock))
+        event = service.schedule("Reboot", 900)
+        clock.until_waiting()
+        poll_again(clock)
+        service.cancel(event)
+        poll_again(clock, times=3)
+        poll_again(clock, seconds=1000)
+        assert [type(heard) for heard in ears.rest()] == [InterruptionAdvisory, tuple]
+        assert watcher.notice is None
+
+
+def test_sources_that_speak_of_the_same_end_make_one_notice_with_the_earliest_deadline(clock, ears, watch) -> None:
+    with EC2MetadataService(clock=clock) as ec2, KubernetesNodeService(clock=clock) as kubernetes:
+        deadline = ec2.interrupt(seconds=90)
+        kubernetes.taint("aws-node-termination-handler/spot-itn")
+        watcher = watch(
+            EC2Source(ec2.endpoint, clock=clock), KubernetesNodeSource("node-0", kubernetes.endpoint, clock=clock)
+        )
+        clock.until_waiting(2)
+        clock.advance(5)
+        clock.until_waiting(2)
+        watcher.close()
+    assert watcher.notice is not None
+    assert (watcher.notice.source, watcher.notice.deadline) == ("ec2", deadline)
+    assert ears.rest()[-1] == watcher.notice
