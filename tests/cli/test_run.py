@@ -71,6 +71,20 @@ def test_wrong_options_end_with_78(arguments: list[str]) -> None:
     assert unbroken("run", *arguments, "--", "true").returncode == 78
 
 
+def test_a_source_of_notices_that_there_is_not_ends_with_78_and_the_nearest() -> None:
+    result = unbroken("run", "--notices", "ec2,gpc", "--", "true")
+    assert result.returncode == 78
+    assert "--notices: 'gpc' is no source of notices" in result.stderr
+    assert "Did you mean 'gcp'?" in result.stderr
+
+
+def test_the_sources_of_notices_are_those_of_the_option_also_for_what_the_command_starts() -> None:
+    result = unbroken(
+        "run", "--notices", "-azure", "--", "sh", "-c", 'echo "$UNBROKEN_NOTICES"', UNBROKEN_NOTICES="none"
+    )
+    assert result.stdout == "-azure\n"
+
+
 def test_max_restarts_bounds_the_restarts() -> None:
     result = unbroken("run", "--max-restarts", "0", "--", "sh", "-c", "exit 3")
     assert result.returncode == 1
