@@ -68,6 +68,12 @@ def test_events_of_other_machines_are_not_ours_and_names_differ_in_case(
     assert service.requests[f"GET {NAME_PATH}"] == 1
 
 
+def test_the_machines_own_name_may_be_written_in_capitals(service: AzureMetadataService, source: AzureSource) -> None:
+    service.machine = "VM-0"
+    service.schedule(resources=["vm-0"])
+    assert len(source.poll()) == 1
+
+
 def test_an_event_is_ours_where_the_name_of_the_machine_cannot_be_learnt(
     service: AzureMetadataService, source: AzureSource
 ) -> None:

@@ -66,6 +66,10 @@ def test_a_taint_that_comes_before_a_drain_is_a_notice_whose_deadline_stays(
     assert source.poll() == first
     service.untaint(taint)
     assert source.poll() == []
+    service.taint(taint)
+    (again,) = source.poll()
+    assert isinstance(again, InterruptionNotice)
+    assert again.deadline == clock.now() + 120
 
 
 def test_a_rebalance_recommendation_and_a_cordon_are_advisories(

@@ -272,6 +272,29 @@ def test_close_does_not_wait_for_ever_for_a_source_that_hangs(clock, ears) -> No
     assert not left.is_alive()
 
 
+def test_close_does_not_wait_at_all_for_a_service_that_is_not_there(clock, ears) -> None:
+    asked, let_go = threading.Event(), threading.Event()
+
+    class Absent(ScriptedSource):
+        def poll(self) -> list[Event]:
+            asked.set()
+            let_go.wait(60)
+            return []
+
+        def reach(self) -> Reach:
+            return Reach(False, "nobody answers")
+
+    watcher = NoticeWatcher([Absent([[]])], ears.heard.put, ears.heard.put, ears.problem, clock=clock)
+    watcher.start()
+    assert asked.wait(60)
+    watcher.close(timeout=50)
+    assert not let_go.is_set()
+    (left,) = [thread for thread in threading.enumerate() if thread.name == "unbroken-notice-scripted"]
+    let_go.set()
+    left.join(60)
+    assert not left.is_alive()
+
+
 def test_close_may_be_called_from_a_callback(clock, ears) -> None:
     closed = threading.Event()
 
@@ -326,21 +349,22 @@ def test_a_far_notice_is_an_advisory_first_and_a_notice_when_it_is_near(clock, e
     advisory = ears.next()
     assert isinstance(advisory, InterruptionAdvisory)
     assert advisory.reason.startswith("EC2 will reboot this instance, at 20")
-    assert ears.rest() == []
-    assert watcher.notice is None
     poll_again(clock, seconds=711)  # 183 s are left
-    assert ears.rest() == []
+    assert watcher.notice is None
     poll_again(clock, times=2)
-    assert ears.rest() == [far]
+    assert ears.next() == far
+    watcher.close()
+    assert ears.rest() == []
     assert watcher.notice == far
 
 
 def test_a_far_notice_comes_near_while_its_source_fails(clock, ears, watch) -> None:
     far = InterruptionNotice("ec2", "reboot", clock.now() + 900)
-    watch(ScriptedSource([[far], OSError("gone")]))
+    watcher = watch(ScriptedSource([[far], OSError("gone")]))
     poll_again(clock, times=2)
     poll_again(clock, times=20, seconds=60)
-    assert far in ears.rest()
+    watcher.close()
+    assert any(isinstance(heard, InterruptionNotice) and heard.reason == "reboot" for heard in ears.rest())
 
 
 def test_the_lead_comes_from_the_environment(clock, ears, watch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,6 +383,7 @@ def test_a_cancelled_notice_is_said_and_stays_in_force(clock, ears, watch) -> No
     expected = notice(clock, 100)
     watcher = watch(ScriptedSource([[expected], []]))
     poll_again(clock, times=5)
+    watcher.close()
     assert ears.rest() == [expected, ("cancelled", expected)]
     assert watcher.notice == expected
 
@@ -368,6 +393,7 @@ def test_a_far_notice_that_is_cancelled_never_stops_anything(clock, ears, watch)
     watcher = watch(ScriptedSource([[far], []]))
     poll_again(clock, times=3)
     poll_again(clock, seconds=1000)
+    watcher.close()
     advisory, cancelled = ears.rest()
     assert isinstance(advisory, InterruptionAdvisory)
     assert cancelled == ("cancelled", far)
@@ -376,15 +402,17 @@ def test_a_far_notice_that_is_cancelled_never_stops_anything(clock, ears, watch)
 
 def test_a_notice_that_flaps_is_told_once_and_cancelled_by_no_single_poll(clock, ears, watch) -> None:
     expected = notice(clock, 100)
-    watch(ScriptedSource([[expected], []] * 10 + [[expected]]))
+    watcher = watch(ScriptedSource([[expected], []] * 10 + [[expected]]))
     poll_again(clock, times=20)
+    watcher.close()
     assert ears.rest() == [expected]
 
 
 def test_a_notice_that_is_cancelled_again_and_again_is_said_once(clock, ears, watch) -> None:
     far = InterruptionNotice("azure", "reboot", clock.now() + 9000)
-    watch(ScriptedSource([[far], [], []] * 5 + [[]]))
+    watcher = watch(ScriptedSource([[far], [], []] * 5 + [[]]))
     poll_again(clock, times=18)
+    watcher.close()
     assert len(ears.rest()) == 2
 
 
@@ -450,6 +478,7 @@ def test_an_azure_event_that_is_cancelled_in_time_stops_nothing(clock, ears, wat
         service.cancel(event)
         poll_again(clock, times=3)
         poll_again(clock, seconds=1000)
+        watcher.close()
         assert [type(heard) for heard in ears.rest()] == [InterruptionAdvisory, tuple]
         assert watcher.notice is None
 

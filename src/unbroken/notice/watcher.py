@@ -136,7 +136,8 @@ class NoticeWatcher:
     def close(self, *, timeout: float = 5.0, acknowledge: bool = False) -> None:
         """Stop polling, deliver what was heard, and wait at most ``timeout`` seconds for the threads to end.
 
-        A thread in the middle of a request may outlive that; it is a daemon and can call nobody any more.
+        A thread in the middle of a request may outlive that, and one whose source does not answer is not waited for; it
+        is a daemon and can call nobody any more.
 
         Args:
             acknowledge: tell the sources that wish it that everything is saved and the machine may be taken.
@@ -145,8 +146,10 @@ class NoticeWatcher:
         self._closing.set()
         self._inbox.put(None)
         deadline = SYSTEM_CLOCK.monotonic() + timeout
-        for thread in self._threads:
-            if thread is not threading.current_thread():
+        absent = [source.name for source in self._sources if not source.reach().answers]
+        for thread, name in zip(self._threads, ["", *(source.name for source in self._sources)], strict=False):
+            # A service that is not there may hold its thread until a timeout: nobody waits for that.
+            if thread is not threading.current_thread() and name not in absent:
                 thread.join(max(0.0, deadline - SYSTEM_CLOCK.monotonic()))
 
     def __enter__(self) -> Self:
