@@ -72,6 +72,19 @@ def test_all_leave_where_the_node_of_the_rendezvous_is_interrupted(make_ranks: M
 
 
 @pytest.mark.soak
+def test_all_end_where_the_node_of_the_rendezvous_is_lost_and_start_again_from_the_checkpoint(make_ranks: Make) -> None:
+    ranks = make_ranks(nodes=2, each=1, elastic=True, host=0, delay=0.1, every="4", until=20)
+    nodes = ranks.start()
+    wait_for(ranks, 2, 6)
+    nodes[0].lose()
+    assert nodes[1].wait() == 1, nodes[1].text()
+    stood = ranks.committed[-1]
+    again = ranks.start()
+    assert [node.wait() for node in again] == [0, 0], again[0].text()
+    assert f"training goes on from step {stood}" in again[0].text()
+
+
+@pytest.mark.soak
 def test_node_that_is_left_goes_on_in_place_when_the_other_is_lost_without_a_word(make_ranks: Make) -> None:
     ranks = make_ranks(nodes=2, each=1, elastic=True, host=0, delay=0.1, every="4", until=20)
     stays, goes = ranks.start()
