@@ -164,8 +164,7 @@ class Ranks:
     def close(self) -> None:
         for node in self.started:
             if node.process.poll() is None:
-                os.killpg(node.process.pid, signal.SIGKILL)
-                node.process.wait(10)
+                node.lose()  # the command is in a session of its own
 
 
 def _free_port() -> int:
