@@ -278,7 +278,7 @@ def test_close_does_not_wait_at_all_for_a_service_that_is_not_there(clock, ears)
     class Absent(ScriptedSource):
         def poll(self) -> list[Event]:
             asked.set()
-            let_go.wait(60)
+            let_go.wait(30)
             return []
 
         def reach(self) -> Reach:
@@ -287,8 +287,8 @@ def test_close_does_not_wait_at_all_for_a_service_that_is_not_there(clock, ears)
     watcher = NoticeWatcher([Absent([[]])], ears.heard.put, ears.heard.put, ears.problem, clock=clock)
     watcher.start()
     assert asked.wait(60)
-    watcher.close(timeout=50)
-    assert not let_go.is_set()
+    watcher.close(timeout=60)
+    # To wait would have meant to see the thread end, half a minute later.
     (left,) = [thread for thread in threading.enumerate() if thread.name == "unbroken-notice-scripted"]
     let_go.set()
     left.join(60)
