@@ -347,6 +347,13 @@ def test_a_sigterm_of_torchruns_own_saves_and_is_no_notice_for_the_agent(
     assert journal().state.checkpoints[-1].step == 7
 
 
+def test_the_advance_warning_of_a_scheduler_saves_and_stops(training, uri, journal):
+    with pytest.raises(Interrupted, match=r"\(SIGUSR1\); step 7 is durable"):
+        training(uri).train(11, {6: lambda: os.kill(os.getpid(), signal.SIGUSR1)})
+    [notice] = [notice for record in journal().state.trainings for notice in record.notices]
+    assert notice.source == "sigusr1"
+
+
 @pytest.mark.usefixtures("agent_here")
 def test_a_last_save_that_can_never_succeed_is_not_repeated(training, uri, interrupt, monkeypatch, journal):
     from unbroken.checkpoint import CheckpointWriter

@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from unbroken.errors import UnbrokenError
+from unbroken.notice.choice import SIGUSR1, choice_of_environment
 
 _STOP_SIGNALS = (signal.SIGTERM,)
 
@@ -24,6 +25,10 @@ class StopSignals:
     A handler that the program had installed before is called as well; the default (die at once) is what this replaces.
     Only in the process that installed it: a child that was forked later inherits the handler, and must still die of the
     signal, as whoever sends it expects.
+
+    SIGUSR1, the advance warning of Slurm, is one only where nobody else has a use for it: a program with a handler of
+    its own keeps it, and below an agent that hears it itself it is ignored already. Forked children live on, for the
+    loop still needs its data.
     """
 
     def __init__(self) -> None:
@@ -40,6 +45,8 @@ class StopSignals:
             return
         for number in _STOP_SIGNALS:
             self._before[number] = signal.signal(number, self._note)
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL and SIGUSR1 in choice_of_environment().on:
+            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note)
 
     def remove(self) -> None:
         """Put back what was there before."""
@@ -50,6 +57,8 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         before = self._before.get(signal.Signals(number))
         if os.getpid() != self._process:
+            if number == signal.SIGUSR1:
+                return
             signal.signal(number, before if before is not None else signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

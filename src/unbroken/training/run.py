@@ -22,7 +22,7 @@ from unbroken.errors import (
     StoreError,
 )
 from unbroken.link.messages import EVERY_VARIABLE, LOST_RANK, RUN_VARIABLE, Bye, SignalReceived, StopAgreed, Stopping
-from unbroken.notice.grace import grace_from
+from unbroken.notice.grace import grace_from, warning_from
 from unbroken.store import parse_uri
 from unbroken.training.agent_link import AgentLink, StopRequest
 from unbroken.training.agreement import STOP, Outcome
@@ -355,7 +355,9 @@ class Run:
         if not signals.received and link.stop is not None:
             return link.stop
         source, reason, seconds = signals.received, signals.received, self._grace
-        if self._launcher.signals:
+        if signals.received == "SIGUSR1":
+            seconds = warning_from()
+        elif self._launcher.signals:
             source, reason, seconds = TORCHRUN, f"torchrun ends its ranks by {reason}", min(PATIENCE, seconds)
         deadline = signals.received_at + seconds  # the grace period runs from the signal, not from the boundary
         own = StopRequest(source, reason, deadline, clock.monotonic() + deadline - clock.now())
