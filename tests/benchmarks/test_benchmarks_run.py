@@ -32,7 +32,7 @@ def run_benchmark(script: str, *arguments: str, out: Path) -> dict[str, Any]:
     [
         ("s3", ["unbroken", "naive", "naive-tuned", "s3torchconnector", "s3torchconnector-thread"]),
         ("folder", ["unbroken", "unbroken-eager", "naive", "dlrover", "resiliency-ext"]),
-        ("folder", ["nothing", "dcp", "dcp-thread"]),
+        pytest.param("folder", ["nothing", "dcp", "dcp-thread"], marks=pytest.mark.soak),
         pytest.param("folder", ["dcp-process"], marks=pytest.mark.soak),
     ],
     ids=["s3", "folder", "dcp", "dcp-process"],
@@ -78,7 +78,7 @@ def test_one_command_measures_memory_far_away_and_draws(tmp_path: Path) -> None:
     assert ElementTree.parse(tmp_path / "plots" / "far.svg").getroot().tag.endswith("svg")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_beside_a_device_the_forward_and_backward_is_a_wait(tmp_path: Path) -> None:
     result = run_benchmark(
         "save_restore.py", *TINY, "--store", "folder", "--loop", "device", "--no-memory",
