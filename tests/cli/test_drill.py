@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,14 @@ def test_a_bucket_that_is_missing_is_told_before_anything_starts(
     assert code == 10
     assert "s3://no-such-bucket/drills" in err
     assert not (tmp_path / "drill").exists()
+
+
+def test_help_of_the_drill_loads_neither_pydantic_nor_torch() -> None:
+    code = (
+        "import sys, unbroken.cli\n"
+        "try: unbroken.cli.main(['drill', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'pydantic', 'torch', 'numpy', 'yaml'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.endswith("[]\n"), done.stdout

@@ -135,7 +135,7 @@ def _from_job(path: Path) -> _Subject:
     job = load_job(path)
     prices = job.prices
     return _Subject(
-        job.command,
+        job.argv,
         every=job.every or "",
         grace="" if job.grace is None else f"{job.grace:g}",
         environment=dict(job.env),

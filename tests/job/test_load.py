@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,18 +54,18 @@ def test_cadences_of_each_kind_are_accepted(tmp_path: Path, every: str) -> None:
     [
         ("every: 10min", "evry: 10min", ["line 6", "'evry'", "Did you mean 'every'?"]),
         ("  spot: 8.33", "  spott: 8.33", ["line 10", "'prices.spott'", "Did you mean 'spot'?"]),
-        ("  spot: 8.33", "  spot: cheap", ["line 10", "prices.spot", "valid number"]),
+        ("  spot: 8.33", "  spot: cheap", ["line 10", "prices.spot", "'cheap'", "a number is needed"]),
         ("  spot: 8.33", "  spot: -1", ["line 10", "prices.spot", "greater than 0"]),
         ("  spot: 8.33\n", "", ["line 8", "'prices.spot'", "missing"]),
         ("run: s3://bucket/llama\n", "", ["job.yaml", "'run'", "missing"]),
         ("every: 10min", "every: 10", []),
-        ("every: 10min", "every: 0", ["line 6", "every", "at least 1"]),
-        ("every: 10min", "every: often", ["line 6", "every", "'often' is not a duration"]),
+        ("every: 10min", "every: 0", ["line 6", "every", "'0'"]),
+        ("every: 10min", "every: often", ["line 6", "every", "'often'"]),
         ("every: 10min", "every: auto,cup=1%", ["line 6", "every", "'cup'", "Did you mean 'cap'?"]),
         ("grace: 2min", "grace: 120", ["line 7", "grace", "with its unit"]),
-        ("  OMP_NUM_THREADS: 4", "  OMP_NUM_THREADS: yes", ["line 5", "env.OMP_NUM_THREADS", "in quotes"]),
+        ("  OMP_NUM_THREADS: 4", "  OMP_NUM_THREADS: yes", []),
         ('[python, train.py, --lr, "3e-4"]', "python train.py", ["line 3", "command", "[python, train.py]"]),
-        ('[python, train.py, --lr, "3e-4"]', "[python, 3]", ["line 3", "command.1"]),
+        ('[python, train.py, --lr, "3e-4"]', "[python, [3]]", ["line 3", "command.1", "a list of 1"]),
         ("  OMP_NUM_THREADS: 4", " - a\n b: [", ["line 6", "not YAML"]),
     ],
 )
@@ -97,14 +95,3 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_job(path)
-
-
-def test_help_of_the_drill_loads_neither_pydantic_nor_torch() -> None:
-    code = (
-        "import sys, unbroken.cli\n"
-        "try: unbroken.cli.main(['drill', '--help'])\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'pydantic', 'torch', 'numpy', 'yaml'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.endswith("[]\n"), done.stdout

@@ -1,0 +1,33 @@
+"""The job file: what to run, where its state lives, where it may run, and what that costs.
+
+Imports pydantic and PyYAML, so the command imports this package only in verbs that were given a job file.
+"""
+
+from unbroken.job.kubernetes import DISRUPTED, Kubernetes, TerminationHandler, Toleration
+from unbroken.job.load import load_job, read_job
+from unbroken.job.model import EC2, Job, Limits, Market, Notices, Pool, Prices, Ranks, Resources
+from unbroken.job.schema import job_schema
+from unbroken.job.torchrun import split_training, under_torchrun
+from unbroken.job.values import parse_size
+
+__all__ = [
+    "DISRUPTED",
+    "EC2",
+    "Job",
+    "Kubernetes",
+    "Limits",
+    "Market",
+    "Notices",
+    "Pool",
+    "Prices",
+    "Ranks",
+    "Resources",
+    "TerminationHandler",
+    "Toleration",
+    "job_schema",
+    "load_job",
+    "parse_size",
+    "read_job",
+    "split_training",
+    "under_torchrun",
+]
