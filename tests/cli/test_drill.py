@@ -50,7 +50,7 @@ def test_a_job_file_with_a_wrong_field_is_refused(capsys: pytest.CaptureFixture[
     (tmp_path / "job.yml").write_text("name: a\nrun: r\ncomand: [c]\n")
     code, err = refused(capsys, "job.yml")
     assert code == 78
-    assert "job.yml, line 3: there is no field 'comand'" in err
+    assert "job.yml, line 3, column 1: there is no field 'comand'" in err
     assert "'command'" in err
 
 

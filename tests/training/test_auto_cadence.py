@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.every import Auto, Every
+from unbroken.policy.interval import best_interval
+from unbroken.policy.observed_hazard import Hazard
 from unbroken.testing import FakeClock
 from unbroken.training.auto_cadence import FIRST_SECONDS, FIRST_STEPS, SHORTEST, Pace
-from unbroken.training.best_interval import Hazard, best_interval
 from unbroken.training.cadence import Cadence
 
 

@@ -142,7 +142,9 @@ class Opaque:
     """Something that only a pickle could hold."""
 
 
-@pytest.mark.parametrize("value", [Opaque(), [1, Opaque()], io.BytesIO(b"x"), lambda: 0], ids=["object", "list", "file", "function"])
+@pytest.mark.parametrize(
+    "value", [Opaque(), [1, Opaque()], io.BytesIO(b"x"), lambda: 0], ids=["object", "list", "file", "function"]
+)
 def test_what_only_a_pickle_could_hold_is_refused_by_its_key(uri: str, value: Any) -> None:
     writer = Writer(uri)
     error = refused({"loader": {"workers": value}, "x": torch.ones(1)}, writer, checkpoint_id="1")

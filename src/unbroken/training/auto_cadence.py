@@ -7,7 +7,8 @@ from collections import deque
 
 from unbroken.clock import format_duration
 from unbroken.every import Auto
-from unbroken.training.best_interval import Hazard, best_interval
+from unbroken.policy.interval import best_interval
+from unbroken.policy.observed_hazard import Hazard
 
 SHORTEST = 60.0
 """Seconds between saves that cost next to nothing. Each is some requests that are paid and a journal entry that is

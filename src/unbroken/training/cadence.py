@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from unbroken.clock import Clock
 from unbroken.every import Auto, Every, parse_every
+from unbroken.policy.observed_hazard import Hazard
 from unbroken.training.auto_cadence import FIRST_STEPS, Pace
-from unbroken.training.best_interval import Hazard
 
 __all__ = ["Auto", "Cadence", "Every", "Hazard", "parse_every"]
 

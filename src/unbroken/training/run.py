@@ -23,6 +23,7 @@ from unbroken.errors import (
 )
 from unbroken.link.messages import EVERY_VARIABLE, LOST_RANK, RUN_VARIABLE, Bye, SignalReceived, StopAgreed, Stopping
 from unbroken.notice.grace import grace_from, warning_from
+from unbroken.policy.observed_hazard import observed_hazard
 from unbroken.store import parse_uri
 from unbroken.training.agent_link import AgentLink, StopRequest
 from unbroken.training.agreement import STOP, Outcome
@@ -35,7 +36,6 @@ from unbroken.training.logbook import Logbook
 from unbroken.training.many_ranks import form_team
 from unbroken.training.notice_fit import notice_too_short
 from unbroken.training.objects import state_objects
-from unbroken.training.observed_hazard import observed_hazard
 from unbroken.training.process_end import StopSignals, install_exit_codes
 from unbroken.training.ranks import Ranks
 from unbroken.training.saver import PendingSave

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.training.best_interval import Hazard, best_interval, lambert_w0
+from unbroken.policy.interval import best_interval, lambert_w0
+from unbroken.policy.observed_hazard import Hazard
 
 MINUTE = 60.0
 HOUR = 3600.0

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from unbroken.journal import RunState
-from unbroken.training.best_interval import Hazard
 
 ENOUGH = 3
 """Interruptions before their number says something."""
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """How often, an hour, training is interrupted, and how often that is heard in time to save."""
+
+    per_hour: float
+    """Interruptions by the provider."""
+    notice_success: float = 0.0
+    """Share of them in which a save at the notice becomes durable; a cautious figure, 0 to 1."""
+    failures_per_hour: float = 0.0
+    """Ends that nobody announces: broken hardware, crashes."""
+
+    @property
+    def mean_seconds(self) -> float:
+        """Mean time between interruptions that lose work; infinite where there are none."""
+        lossy = self.per_hour * (1.0 - self.notice_success) + self.failures_per_hour
+        return 3600.0 / lossy if lossy > 0 else math.inf
 
 
 def observed_hazard(state: RunState) -> Hazard | None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unbroken.journal import Entry, Event, Origin, RunState
 from unbroken.journal.events import AttemptClaimed, AttemptEnded, CheckpointCommitted
-from unbroken.training.observed_hazard import ENOUGH, observed_hazard
+from unbroken.policy.observed_hazard import ENOUGH, observed_hazard
 
 HOUR = 3600.0
 

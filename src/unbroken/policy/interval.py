@@ -1,50 +1,46 @@
 """The interval between saves that loses the least time, where it is known how often a run is interrupted.
 
-J. W. Young (1974) and J. T. Daly (2006), in the exact form with the Lambert W function.
+J. W. Young (1974): first order. J. T. Daly (2006): higher order. The exact form of Daly's model is that with the
+Lambert W function, and the one that is used; the others are here to be compared with it. Any unit of time, the same
+for all.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 _HALLEY_STEPS = 30
 _SERIES_BELOW = 1e-5
 """Distance of ``e x + 1`` from 0 below which rounding leaves Halley's step nothing to divide by."""
 
 
-@dataclass(frozen=True)
-class Hazard:
-    """How often, an hour, training is interrupted, and how often that is heard in time to save."""
-
-    per_hour: float
-    """Interruptions by the provider."""
-    notice_success: float = 0.0
-    """Share of them in which a save at the notice becomes durable; a cautious figure, 0 to 1."""
-    failures_per_hour: float = 0.0
-    """Ends that nobody announces: broken hardware, crashes."""
-
-    @property
-    def mean_seconds(self) -> float:
-        """Mean time between interruptions that lose work; infinite where there are none."""
-        lossy = self.per_hour * (1.0 - self.notice_success) + self.failures_per_hour
-        return 3600.0 / lossy if lossy > 0 else math.inf
-
-
-def best_interval(stall: float, mean_seconds: float) -> float:
+def best_interval(stall: float, mean: float) -> float:
     """Training time between two saves that costs the least: saves and work done again together.
 
     Args:
-        stall: seconds of training that a save costs.
-        mean_seconds: mean time between interruptions that lose work.
+        stall: time of training that a save costs.
+        mean: mean time between interruptions that lose work.
 
     Returns:
-        seconds; infinite where nothing is ever interrupted.
+        infinite where nothing is ever interrupted.
     """
-    if math.isinf(mean_seconds):
+    if math.isinf(mean):
         return math.inf
     # M (1 + W(-exp(-1 - d/M))), in terms of 1 + W, which rounding would lose where d is small against M.
-    return mean_seconds * _one_plus_w0(-math.expm1(-stall / mean_seconds))
+    return mean * _one_plus_w0(-math.expm1(-stall / mean))
+
+
+def first_order_interval(stall: float, mean: float) -> float:
+    """Young's interval, ``sqrt(2 stall mean)``: good where a stall is short against the mean."""
+    return math.sqrt(2.0 * stall * mean)
+
+
+def daly_interval(stall: float, mean: float) -> float:
+    """Daly's interval of higher order; the mean itself where a stall is longer than twice the mean."""
+    if stall >= 2.0 * mean:
+        return mean
+    ratio = stall / (2.0 * mean)
+    return math.sqrt(2.0 * stall * mean) * (1.0 + math.sqrt(ratio) / 3.0 + ratio / 9.0) - stall
 
 
 def lambert_w0(x: float) -> float:
