@@ -24,6 +24,7 @@ _VERBS = {
     "export": ("unbroken.cli.export", "Write a checkpoint as safetensors, or for torch's distributed checkpoint."),
     "import": ("unbroken.cli.import_", "Begin a new run with the weights of a file."),
     "watch": ("unbroken.cli.watch", "Print notices and advisories as they come."),
+    "simulate": ("unbroken.cli.simulate", "Replay policies on recorded availability and pick the best."),
     "lint": ("unbroken.cli.lint", "Name the traps in Kubernetes manifests."),
     "prune": ("unbroken.cli.prune", "Retire checkpoints and delete what no kept one needs."),
 }

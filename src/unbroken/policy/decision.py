@@ -1,8 +1,8 @@
 """What a policy is asked and what it answers.
 
 A policy is written once, as an ordered list of rules over plain arithmetic and comparisons, of which the first that
-holds decides. Fed with numbers, as in production, it gives one :class:`Decision` with the numbers that made it; fed with
-arrays, as in a replay of a thousand starts, it gives a thousand. Hours throughout.
+holds decides. Fed with numbers, as in production, it gives one :class:`Decision` with the numbers that made it; fed
+with arrays, as in a replay of a thousand starts, it gives a thousand. Hours throughout.
 """
 
 from __future__ import annotations
