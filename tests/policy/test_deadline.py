@@ -16,7 +16,7 @@ from unbroken.policy.programme import Programme
 from unbroken.policy.stays import StayRates
 
 TERMS = Terms(48.0, 60.0, 0.2, 3.0, 1.0, longest_changeover=0.3, period=0.1)
-PROGRAMME = SafetyNet(Programme(TERMS, StayRates((1.2, 0.4, 0.1), (0.8, 0.4, 0.2)), steps=60))
+PROGRAMME = SafetyNet(Programme(TERMS, StayRates((1.2, 0.4, 0.1), (0.8, 0.4, 0.2), edges=(0.5, 3.0)), steps=60))
 KEEPS_DEADLINES: list[Policy] = [
     OnDemandOnly(),
     Greedy(),

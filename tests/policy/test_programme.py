@@ -13,7 +13,7 @@ from unbroken.policy.programme import Programme
 from unbroken.policy.stays import StayRates
 
 TERMS = Terms(24.0, 32.0, 0.2, 3.0, 1.0)
-RATES = StayRates((1.2, 0.4, 0.1), (0.8, 0.4, 0.2))
+RATES = StayRates((1.2, 0.4, 0.1), (0.8, 0.4, 0.2), edges=(0.5, 3.0))
 PROGRAMME = Programme(TERMS, RATES, steps=160)
 
 
@@ -44,8 +44,8 @@ def test_an_old_stay_is_worth_more_than_a_young_one(left: float, spare: float) -
 
 
 def test_it_waits_where_spot_returns_soon_and_buys_where_it_never_does() -> None:
-    soon = SafetyNet(Programme(TERMS, StayRates((0.01,) * 3, (10.0,) * 3)))
-    never = SafetyNet(Programme(TERMS, StayRates((0.01,) * 3, (0.0,) * 3)))
+    soon = SafetyNet(Programme(TERMS, StayRates((0.01,) * 5, (10.0,) * 5)))
+    never = SafetyNet(Programme(TERMS, StayRates((0.01,) * 5, (0.0,) * 5)))
     now = Situation(0.0, 0.0, Tier.IDLE, False)
     assert decide(soon, TERMS, now).action == Tier.IDLE
     assert decide(never, TERMS, now).numbers["cost_wait"] == pytest.approx(3.0 * 24.2, rel=0.02)
@@ -54,7 +54,7 @@ def test_it_waits_where_spot_returns_soon_and_buys_where_it_never_does() -> None
 @pytest.mark.parametrize("changeover", [0.0, 0.05, 0.2, 1.7])
 def test_a_changeover_longer_or_shorter_than_a_step_costs_what_it_lasts(changeover: float) -> None:
     terms = Terms(24.0, 40.0, changeover, 3.0, 1.0)
-    sure = Programme(terms, StayRates((0.0,) * 3, (0.0,) * 3), steps=100)
+    sure = Programme(terms, StayRates((0.0,) * 5, (0.0,) * 5), steps=100)
     numbers = sure.numbers(terms, Situation(0.0, 0.0, Tier.IDLE, True))
     assert float(numbers["cost_spot"]) == pytest.approx(24.0 + changeover, abs=2.5 * sure._grid.step)
     down = sure.numbers(terms, Situation(0.0, 0.0, Tier.IDLE, False))

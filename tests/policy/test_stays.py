@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.policy.stays import EDGES, Seen, Stay, StayRates, stays_of
+from unbroken.policy.stays import Seen, Stay, StayRates, stays_of
 
-RATES = StayRates((1.0, 0.5, 0.1), (2.0, 1.0, 0.5))
+RATES = StayRates((1.0, 0.5, 0.1), (2.0, 1.0, 0.5), edges=(0.5, 3.0))
 
 
 def test_stays_are_cut_where_spot_comes_or_goes() -> None:
@@ -31,13 +31,13 @@ def test_no_hour_and_no_end_is_counted_twice_or_not_at_all(ups: list[bool], hour
 
 def test_a_rate_is_ends_by_hours_in_its_bucket() -> None:
     stays = [Stay(True, 0.25, True)] * 4000 + [Stay(True, 2.0, True)] * 1000
-    rates = Seen().add(stays).rates()
+    rates = Seen(edges=(0.5, 3.0)).add(stays).rates()
     assert rates.up[0] == pytest.approx(4000 / (4000 * 0.25 + 1000 * 0.5), rel=0.01)
     assert rates.up[1] == pytest.approx(1000 / 1500, rel=0.01)
 
 
 def test_without_stays_the_prior_counts() -> None:
-    assert Seen().rates(RATES).up == pytest.approx(RATES.up)
+    assert Seen(edges=RATES.edges).rates(RATES).up == pytest.approx(RATES.up)
     assert all(rate == pytest.approx(0.1) for rate in Seen().rates().up)
 
 
@@ -49,4 +49,4 @@ def test_chances_of_two_times_in_a_row_multiply(age: float, first: float, second
 
 
 def test_the_rate_is_that_of_the_bucket() -> None:
-    assert [RATES.rate(up=True, age=age) for age in (0.0, EDGES[0], EDGES[1], 1e6)] == [1.0, 0.5, 0.1, 0.1]
+    assert [RATES.rate(up=True, age=age) for age in (0.0, *RATES.edges, 1e6)] == [1.0, 0.5, 0.1, 0.1]

@@ -39,7 +39,7 @@ def test_perfect_spot_costs_its_hours(work: float, changeover: float, spot: floa
 
 def test_the_programme_stays_on_perfect_spot() -> None:
     terms = Terms(48.0, 60.0, 0.2, 3.0, 1.0)
-    policy = SafetyNet(Programme(terms, StayRates((0.0,) * 3, (1.0,) * 3)))
+    policy = SafetyNet(Programme(terms, StayRates((0.0,) * 5, (1.0,) * 5)))
     assert replay(world_of([1] * 10), [0], terms, policy).cost[0] == pytest.approx(48.2)
 
 

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-EDGES = (0.5, 3.0)
-"""Ages at which one bucket ends and the next begins."""
+EDGES = (0.25, 1.0, 3.0, 8.0)
+"""Ages at which one bucket ends and the next begins: docs/design/012-policies.md says why these."""
 
 
 @dataclass(frozen=True)
