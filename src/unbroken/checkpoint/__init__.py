@@ -1,6 +1,6 @@
 """Checkpoints as bytes: manifest, packs, commit, verified reading. Knows nothing of tensors' libraries."""
 
-from unbroken.checkpoint.boxes import Box
+from unbroken.checkpoint.boxes import Box, Way
 from unbroken.checkpoint.catalog import newest_first, restore_newest
 from unbroken.checkpoint.committed import load_head, load_manifest, load_rank_part
 from unbroken.checkpoint.gather import commit_ranks, find_rank_records, list_rank_records, missing
@@ -8,7 +8,7 @@ from unbroken.checkpoint.manifest import Manifest, PackRecord, RankRecord, RankR
 from unbroken.checkpoint.manifest_part import Wanted, load_manifest_part
 from unbroken.checkpoint.metrics import Metrics, read_metrics
 from unbroken.checkpoint.packs import HostTensor
-from unbroken.checkpoint.pieces import Piece
+from unbroken.checkpoint.pieces import Piece, Sink
 from unbroken.checkpoint.pruning import Pruned, PrunePlan, Pruner, plan_prune
 from unbroken.checkpoint.rank_writer import RankDurable, RankWriter
 from unbroken.checkpoint.reader import read_pieces, read_tensors
@@ -41,12 +41,14 @@ __all__ = [
     "RankRecord",
     "RankRef",
     "RankWriter",
+    "Sink",
     "Slice",
     "Tagged",
     "TensorRecord",
     "TensorRef",
     "Verification",
     "Wanted",
+    "Way",
     "choose",
     "commit_ranks",
     "decode_tree",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from unbroken.checkpoint.boxes import Box, Way, way_between
 from unbroken.checkpoint.chunks import Chunk, slice_chunks
@@ -14,17 +14,27 @@ from unbroken.checkpoint.manifest import Manifest, Slice, TensorRecord
 from unbroken.errors import DamagedError
 
 
+class Sink(Protocol):
+    """Memory that no view reaches, such as a device's."""
+
+    size: int
+    """Bytes."""
+
+    def put(self, way: Way, data: memoryview) -> None:
+        """Copy the bytes of ``data`` that the way begins at to where it leads. Called from several threads."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """A box of a tensor, and where its bytes are wanted."""
 
     name: str
     box: Box
-    memory: memoryview
+    memory: memoryview | Sink
     """1-D, writable, of bytes: exactly those of the box, in row-major order."""
 
 
-_Copy: TypeAlias = tuple[Way, memoryview]
+_Copy: TypeAlias = tuple[Way, memoryview | Sink]
 """A way, and the memory to which it leads."""
 
 
@@ -46,7 +56,10 @@ class WantedChunk(Chunk):
     def spread(self, data: memoryview) -> None:
         """Copy the bytes of the chunk, verified before, to wherever it is wanted beside ``straight``."""
         for way, memory in self.copies:
-            way.copy(data, memory)
+            if isinstance(memory, memoryview):
+                way.copy(data, memory)
+            else:
+                memory.put(way, data)
 
 
 def wanted_chunks(manifest: Manifest, pieces: Sequence[Piece]) -> list[WantedChunk]:
@@ -77,8 +90,10 @@ def _check(record: TensorRecord, piece: Piece) -> None:
             f"from {list(piece.box.offset)}"
         )
     size = piece.box.size * item_size(record.dtype)
-    if len(piece.memory) != size or piece.memory.readonly:
-        what = "may not be written" if piece.memory.readonly else f"holds {len(piece.memory)}"
+    memory = piece.memory
+    held, readonly = (len(memory), memory.readonly) if isinstance(memory, memoryview) else (memory.size, False)
+    if held != size or readonly:
+        what = "may not be written" if readonly else f"holds {held}"
         raise ValueError(f"the piece of {record.name} has {size} bytes, and its memory {what}")
 
 
@@ -121,7 +136,7 @@ def _of_slice(manifest: Manifest, name: str, stored: Slice, copies: Sequence[_Co
 def _wanted(chunk: Chunk, slice_length: int, parts: list[_Copy]) -> WantedChunk:
     straight = None
     for number, (way, memory) in enumerate(parts):
-        if not way.strides and way.run == chunk.length:
+        if isinstance(memory, memoryview) and not way.strides and way.run == chunk.length:
             straight = memory[way.target : way.target + way.run]
             del parts[number]
             break

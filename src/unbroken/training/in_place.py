@@ -16,7 +16,7 @@ from unbroken.journal import CheckpointRecord, RunState
 from unbroken.store import Store
 from unbroken.training.live import live_tensors
 from unbroken.training.objects import StateObject
-from unbroken.training.placing import place
+from unbroken.training.placing import devices_of, place
 from unbroken.training.rank_part import rank_part
 from unbroken.training.ranks import Ranks
 from unbroken.training.restore import Staged, apply_state, bytes_wanted, load_state, tensors_of
@@ -123,7 +123,8 @@ class InPlaceRestore:
         }
         state = load_state(
             self._store, manifest, names,
-            tree=tree, placed=placed, live=live, staged=self._staged(record) if self._staged is not None else None,
+            tree=tree, placed=placed, live=live, devices=devices_of(tree, self._objects),
+            staged=self._staged(record) if self._staged is not None else None,
             on_bytes=RestoreProgress(bytes_wanted(manifest, tree, placed), tell=self._tell, clock=self._clock),
         )  # fmt: skip
         return state | part.seeded

@@ -18,12 +18,14 @@ from unbroken.training.capture import dtype_name
 from unbroken.training.objects import StateObject
 from unbroken.training.sharding import is_sharded, local_of
 
-_Memory = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
+_Memory = tuple[torch.device, int, torch.Size, tuple[int, ...], torch.dtype]
 _Key = TypeVar("_Key")
 
 _FSDP = ("torch.distributed.fsdp._fully_shard.", "torch.distributed._composable.fsdp.")
 _KINDS = (torch.Tensor, torch.nn.Parameter)
 """Subclasses may keep their values elsewhere."""
+_DEVICES = ("cpu", "cuda")
+"""Where tensors have addresses, and one that is read in place needs no others."""
 
 
 def live_tensors(
@@ -31,9 +33,9 @@ def live_tensors(
 ) -> dict[str, torch.Tensor]:
     """The live tensors that the tensors of a checkpoint may be read into, by the checkpoint's names.
 
-    They are contiguous, on the CPU, of the same shape and element type, owned by one object alone that loads in place,
-    and overlap no other. Tied tensors are among them where the same ones are tied in the checkpoint. Of sharded ones
-    this rank's part may be anywhere.
+    They are contiguous, on the CPU or a CUDA device, of the same shape and element type, owned by one object alone that
+    loads in place, and overlap no other. Tied tensors are among them where the same ones are tied in the checkpoint. Of
+    sharded ones this rank's part may be anywhere.
 
     Args:
         tree: what of the checkpoint this rank loads, decoded; what all share by default.
@@ -63,7 +65,7 @@ def live_tensors(
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is nothing but contiguous bytes in host memory, at least one."""
+    """Whether a tensor is nothing but contiguous bytes of the host or a CUDA device, at least one."""
     return (
         _has_address(tensor)
         and tensor.numel() > 0
@@ -126,7 +128,8 @@ def _own_methods(value: object) -> bool:
 
 
 def _tensors(item: StateObject) -> Iterator[tuple[str, torch.Tensor]]:
-    """Paths and live tensors in host memory, or sharded, of an object, by the names that a capture gives them.
+    """Paths and live tensors of an object, by the names that a capture gives them: in memory of the host or of a CUDA
+    device, or sharded.
 
     An object of unknown make has none.
     """
@@ -147,7 +150,7 @@ def _has_address(tensor: torch.Tensor) -> bool:
     if is_sharded(tensor):
         local = local_of(tensor)
         return type(local) in _KINDS and local.layout == torch.strided
-    return type(tensor) in _KINDS and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return type(tensor) in _KINDS and tensor.layout == torch.strided and tensor.device.type in _DEVICES
 
 
 def _module_tensors(module: torch.nn.Module, name: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -194,7 +197,7 @@ def _top(path: str) -> str:
 
 def _memory(tensor: torch.Tensor) -> _Memory:
     local = local_of(tensor)
-    return local.data_ptr(), tensor.shape, local.stride(), tensor.dtype
+    return local.device, local.data_ptr(), tensor.shape, local.stride(), tensor.dtype
 
 
 def _alone(places: Mapping[_Memory, set[str]], here: Mapping[str, torch.Tensor]) -> set[_Memory]:

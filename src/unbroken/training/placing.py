@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint become sharded ones here, as the program's own are; the others are read whole."""
+"""Which tensors of a checkpoint become sharded ones here, as the program's own are, and which belong on a device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from unbroken.checkpoint import Manifest, TensorRef
+from unbroken.training.device_memory import in_host
+from unbroken.training.live import is_ordinary_optimizer
 from unbroken.training.objects import StateObject
 from unbroken.training.sharding import is_sharded, local_of
 
@@ -48,6 +50,41 @@ def place(
             else:
                 placed[item.name] = work.like(tree[item.name], live)
     return placed, work.placed
+
+
+def devices_of(tree: Mapping[str, Any], objects: Sequence[StateObject]) -> dict[str, torch.device]:
+    """The devices to which optimizers will move state that they do not have yet, by the checkpoint's names.
+
+    ``Optimizer.load_state_dict`` takes state to the device of its parameter, all but ``step``. What is read to there at
+    once is taken over as it is, and needs no host memory.
+
+    Args:
+        tree: decoded, by object name.
+    """
+    found: dict[str, torch.device] = {}
+    for item in objects:
+        if isinstance(item.value, Optimizer) and is_ordinary_optimizer(item.value) and item.name in tree:
+            parameters = [parameter for group in item.value.param_groups for parameter in group["params"]]
+            for parameter, saved in _paired(parameters, tree[item.name]):
+                if not in_host(parameter):
+                    found |= {
+                        value.name: parameter.device
+                        for key, value in saved.items()
+                        if key != "step" and isinstance(value, TensorRef)
+                    }
+    return found
+
+
+def _paired(parameters: Sequence[torch.Tensor], saved: Any) -> list[tuple[torch.Tensor, Mapping[Any, Any]]]:
+    """Parameters and what an optimizer's saved state has of each, which are in the same order."""
+    try:
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        return [
+            (parameter, _mapping(saved["state"].get(number)))
+            for number, parameter in zip(numbers, parameters, strict=False)
+        ]
+    except (AttributeError, KeyError, TypeError):
+        return []  # of another make: whoever loads it says so
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 
 import torch
 
-from unbroken.checkpoint import Box, Manifest, Piece, Tagged, TensorRecord, TensorRef, decode_tree, read_pieces
+from unbroken.checkpoint import Box, Manifest, Piece, Sink, Tagged, TensorRecord, TensorRef, decode_tree, read_pieces
 from unbroken.errors import MismatchError, UnbrokenError
 from unbroken.store import Store
 from unbroken.training.capture import dtype_name, rebuild
+from unbroken.training.device_memory import DeviceBytes, HostStaging, in_host
 from unbroken.training.live import is_plain
 from unbroken.training.objects import StateObject
 from unbroken.training.placing import Placed
@@ -39,10 +40,13 @@ def load_state(
     tree: Mapping[str, Any] | None = None,
     placed: Mapping[str, Placed] | None = None,
     live: Mapping[str, torch.Tensor] | None = None,
+    devices: Mapping[str, torch.device] | None = None,
     staged: Staged | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint's state into host memory, every byte verified. Sends no message to other ranks.
+    """Read a checkpoint's state to where it will be used, every byte verified. Sends no message to other ranks.
+
+    Beside the state it takes at most 201 MB of host memory, and where bytes go to a device as much again.
 
     Args:
         only: names of the objects to read; those that the checkpoint lacks are passed over. All by default.
@@ -52,12 +56,14 @@ def load_state(
         live: tensors of the program, by the checkpoint's names, as :func:`~unbroken.training.live.live_tensors` chooses
             them: where shape and element type agree, bytes are read straight into them and the state names the very
             tensors. After an error some of them hold bytes of the checkpoint. Compare the structure before.
+        devices: where fresh memory is to be, by the checkpoint's names: as
+            :func:`~unbroken.training.placing.devices_of` gives it. In the host's by default.
         staged: bytes as they may still lie in this machine's memory, of tensors by name, or of slices by name and
             offset; what disagrees with the manifest is read from the store.
         on_bytes: told, in any thread, of each number of bytes that arrived.
 
     Returns:
-        the state by object name: whole tensors on the CPU, and sharded ones of which this rank's part was read.
+        the state by object name: whole tensors, and sharded ones of which this rank's part was read.
 
     Raises:
         DamagedError: bytes disagree with their digests.
@@ -69,8 +75,13 @@ def load_state(
     targets: dict[str, _Target] = {}
     for key, name in tensors_of(wanted, placed).items():
         record = by_name.get(name) or manifest.tensor(name)
-        targets[key] = _target(record, given.get(name), (placed or {}).get(key))
-    pieces = {target.address: target.piece for target in targets.values() if target.piece is not None}
+        targets[key] = _target(record, given.get(name), (placed or {}).get(key), (devices or {}).get(name))
+    staging = HostStaging(pinned=torch.cuda.is_available())
+    pieces = {
+        target.address: Piece(target.name, target.box, _destination(target.memory, staging))
+        for target in targets.values()
+        if target.memory.numel()
+    }
     try:
         read_pieces(store, manifest, list(pieces.values()), staged=_slices(manifest, staged), on_bytes=on_bytes)
         for target in targets.values():
@@ -122,19 +133,19 @@ class _Target:
         name: in the checkpoint.
         tensor: what the state will name.
         memory: where the bytes are read to: that of ``tensor`` itself, or memory from which it is filled afterwards.
-        piece: what is read; None where there is nothing.
+        box: of the whole tensor: what is read.
         is_live: whether ``tensor`` is the program's own.
     """
 
     name: str
     tensor: torch.Tensor
     memory: torch.Tensor
-    piece: Piece | None
+    box: Box
     is_live: bool
 
     @property
-    def address(self) -> tuple[str, int]:
-        return self.name, self.memory.data_ptr()
+    def address(self) -> tuple[str, torch.device, int]:
+        return self.name, self.memory.device, self.memory.data_ptr()
 
     def settle(self) -> None:
         """After the bytes were read and verified."""
@@ -144,23 +155,25 @@ class _Target:
                 local.copy_(self.memory)
 
 
-def _target(record: TensorRecord, live: torch.Tensor | None, placed: Placed | None) -> _Target:
+def _target(
+    record: TensorRecord, live: torch.Tensor | None, placed: Placed | None, device: torch.device | None
+) -> _Target:
     is_live = live is not None and _fits(live, record)
     if is_live and live is not None:
         tensor = live
     elif placed is not None:
         tensor = torch.empty_like(placed.like.detach(), dtype=getattr(torch, record.dtype), requires_grad=False)
     else:
-        tensor = _fresh(record)
+        tensor = _fresh(record, device or torch.device("cpu"))
     if not is_sharded(tensor):
-        return _Target(record.name, tensor, tensor, _piece(record.name, Box.whole(record.shape), tensor), is_live)
+        return _Target(record.name, tensor, tensor, Box.whole(record.shape), is_live)
     part, local = held_part(tensor, record.name), local_of(tensor)
     memory = local if is_plain(local) else torch.empty(part.shape, dtype=tensor.dtype)
-    return _Target(record.name, tensor, memory, _piece(record.name, Box(part.offset, part.shape), memory), is_live)
+    return _Target(record.name, tensor, memory, Box(part.offset, part.shape), is_live)
 
 
-def _piece(name: str, box: Box, memory: torch.Tensor) -> Piece | None:
-    return Piece(name, box, bytes_of(memory)) if memory.numel() else None
+def _destination(memory: torch.Tensor, staging: HostStaging) -> memoryview | Sink:
+    return bytes_of(memory) if in_host(memory) else DeviceBytes(memory, staging)
 
 
 def _slices(manifest: Manifest, staged: Staged | None) -> dict[tuple[str, tuple[int, ...]], memoryview] | None:
@@ -188,10 +201,10 @@ def _fits(tensor: torch.Tensor, record: TensorRecord) -> bool:
     )
 
 
-def _fresh(record: TensorRecord) -> torch.Tensor:
+def _fresh(record: TensorRecord, device: torch.device) -> torch.Tensor:
     """An empty tensor; a large one in huge pages, where the system has them: touching new ones costs a third then."""
-    tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
-    if record.size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+    tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype), device=device)
+    if in_host(tensor) and record.size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (tensor.data_ptr() + record.size) // mmap.PAGESIZE * mmap.PAGESIZE
         # Advice alone: a system that does not take it gives small pages, as before.
