@@ -48,8 +48,6 @@ spec:
       - name: train
         image: example.com/train:TAG
         command: ["sh", "-c", "cd /app && exec python train.py"]
-        lifecycle:
-          preStop: {exec: {command: ["true"]}}
         resources:
           requests: {cpu: 4, memory: 16Gi}
           limits:
@@ -79,7 +77,9 @@ spec:
       spec:
         backoffLimit: 0
         completionMode: Indexed
-""" + "".join(f"      {line}\n" for line in JOB[JOB.index("  podReplacementPolicy") :].splitlines())
+""" + "".join(
+    f"      {line}\n" for line in JOB[JOB.index("  podReplacementPolicy") :].replace("FailJob", "Count").splitlines()
+)
 POOL = """\
 apiVersion: karpenter.sh/v1
 kind: NodePool
@@ -109,7 +109,6 @@ _CASES = [  # rule, good manifest, good text, bad text, text of the line that is
     ("config-retried", JOB, "values: [78]", "values: [79]", "rules:"),
     ("backoff-burnt", JOB, _EVICTED, "", "backoffLimit: 3"),
     ("two-writers", JOB, "  podReplacementPolicy: Failed\n", "", "spec:"),
-    ("sleeping-prestop", JOB, '["true"]', '["sleep", "90"]', "preStop"),
     ("shell-pid-1", JOB, "exec python", "python", "command: ["),
     ("grace-short", JOB, "Seconds: 100", "Seconds: 20", "Seconds: 20"),
     ("grace-long", JOB, "Seconds: 100", "Seconds: 300", "Seconds: 300"),
@@ -120,6 +119,7 @@ _CASES = [  # rule, good manifest, good text, bad text, text of the line that is
     ("memory-unequal", JOB, "memory: 16Gi}", "memory: 8Gi}", "memory: 8Gi}"),
     ("floating-image", JOB, "train:TAG", "train:latest", "train:latest"),
     ("no-spot-selector", JOB, "karpenter.sh/capacity-type: spot", "disk: fast", "nodeSelector:"),
+    ("config-replayed", JOBSET, "action: Count", "action: FailJob", "rules:"),
     ("jobset-backoff", JOBSET, "backoffLimit: 0", "backoffLimit: 6", "backoffLimit: 6"),
     ("jobset-not-indexed", JOBSET, "completionMode: Indexed", "completionMode: NonIndexed", "NonIndexed"),
     ("jobset-restarts", JOBSET, "AndIgnoreMaxRestarts", "", "rules:"),
@@ -159,6 +159,62 @@ def test_training_outside_a_job_is_named(rule: str, kind: str) -> None:
     inner = spec if kind == "Pod" else {"template": {"spec": spec}}
     assert _of(rule, json.dumps({"kind": kind, "spec": inner}))
     assert not _of(rule, json.dumps({"kind": kind, "spec": inner}).replace("torchrun", "nginx"))
+
+
+def test_sleeping_pre_stop_hook_is_named() -> None:
+    hook = '        lifecycle:\n          preStop: {exec: {command: ["sleep", "90"]}}\n        resources:\n'
+    (found,) = _of("sleeping-prestop", JOB.replace("        resources:\n", hook))
+    assert "preStop" in JOB.replace("        resources:\n", hook).splitlines()[found.line - 1]
+
+
+@pytest.mark.parametrize(
+    ("script", "mended"),
+    [
+        ("python train.py", "exec python train.py"),
+        ("cd /app; python train.py;", "cd /app; exec python train.py"),
+        ("exec 2>&1\npython train.py", "exec 2>&1\nexec python train.py"),
+        ("python train.py --text 'a; b && c'", "exec python train.py --text 'a; b && c'"),
+    ],
+)
+def test_the_last_command_is_the_one_to_exec(script: str, mended: str) -> None:
+    good = '["sh", "-c", "cd /app && exec python train.py"]'
+    (found,) = _of("shell-pid-1", JOB.replace(good, json.dumps(["sh", "-c", script])))
+    assert found.mended == f"command: {json.dumps(['sh', '-c', mended])}"
+    assert not _of("shell-pid-1", JOB.replace(f"command: {good}", found.mended))
+
+
+@pytest.mark.parametrize("script", ["if true; then python train.py; fi", "python train.py | tee log", "(python a.py)"])
+def test_what_cannot_be_executed_is_mended_without_a_shell(script: str) -> None:
+    good = '["sh", "-c", "cd /app && exec python train.py"]'
+    (found,) = _of("shell-pid-1", JOB.replace(good, json.dumps(["sh", "-c", script])))
+    assert found.mended == 'command: ["python", "train.py"]'
+
+
+def test_shell_in_the_arguments_is_mended_there_too() -> None:
+    good = '["sh", "-c", "cd /app && exec python train.py"]'
+    bad = JOB.replace(f"command: {good}", 'command: ["bash"]\n        args: ["-c", "python a.py"]')
+    (found,) = _of("shell-pid-1", bad)
+    assert found.mended == 'command: ["bash", "-c", "exec python a.py"]\nargs: []'
+
+
+@pytest.mark.parametrize(
+    ("toleration", "count"),
+    [
+        ("{operator: Exists}", 1), ("{operator: Exists, effect: NoSchedule}", 1),
+        ("{key: karpenter.sh/disrupted, operator: Exists}", 1), ("{operator: Exists, effect: NoExecute}", 0),
+        ("{key: nvidia.com/gpu, operator: Exists}", 0),
+    ],
+)  # fmt: skip
+def test_toleration_of_the_taint_that_drains_is_named(toleration: str, count: int) -> None:
+    bad = JOB.replace("- key: nvidia.com/gpu\n        operator: Exists", f"- {toleration}")
+    assert len(_of("bare-exists", bad)) == count
+
+
+def test_documents_that_train_nothing_are_not_counted() -> None:
+    server = {"kind": "Deployment", "spec": {"template": {"spec": {"containers": [{"command": ["nginx"]}]}}}}
+    assert count_known(json.dumps(server), "-") == 0
+    assert count_known(json.dumps(server).replace("nginx", "torchrun"), "-") == 1
+    assert count_known(POOL, "-") == 1
 
 
 def test_image_whose_command_is_not_seen_is_noted() -> None:

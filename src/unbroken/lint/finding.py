@@ -10,6 +10,7 @@ RULES = {
     "disruption-counted": "error",
     "interrupted-counted": "error",
     "config-retried": "warning",
+    "config-replayed": "error",
     "two-writers": "warning",
     "sleeping-prestop": "error",
     "shell-pid-1": "error",

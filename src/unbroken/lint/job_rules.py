@@ -53,6 +53,9 @@ def _policy_rules(look: Look, policy: Path, free: tuple[str, ...], gang: bool) -
     if _action(look, rules, 75) not in free:
         why = "Exit code 75, interrupted with progress saved, counts against backoffLimit"
         look.add("interrupted-counted", rules, why, _CODE.format(free[-1], 75))
+    if gang and _action(look, rules, 78) == "FailJob" and _replays(look):
+        why = "FailJob on exit code 78 starts the gang again for nothing, without end; counted, maxRestarts ends it"
+        look.add("config-replayed", rules, why, _CODE.format("Count", 78))
     if not gang and _action(look, rules, 78) != "FailJob":
         why = "Exit code 78, a configuration to mend, is tried again and again"
         look.add("config-retried", rules, why, _CODE.format("FailJob", 78))
@@ -76,10 +79,7 @@ def _action(look: Look, rules: Path, code: int | None) -> Any:
 def jobset_rules(look: Look) -> list[Path]:
     """Look at a JobSet; the paths of its Jobs' templates."""
     failure = ("spec", "failurePolicy")
-    if not any(
-        rule.get("action") == _REPLAY and "PodFailurePolicy" in _words(rule.get("onJobFailureReasons"))
-        for _, rule in look.each(*failure, "rules")
-    ):
+    if not _replays(look):
         why = "Each interruption counts against maxRestarts of the JobSet"
         mended = f"- name: interrupted\n  action: {_REPLAY}\n  onJobFailureReasons: [PodFailurePolicy]"
         look.add("jobset-restarts", (*failure, "rules"), why, mended)
@@ -95,6 +95,14 @@ def jobset_rules(look: Look) -> list[Path]:
             why = "Workers without an index have no stable rank and no stable host name"
             look.add("jobset-not-indexed", (*job, "spec", "completionMode"), why, "completionMode: Indexed")
     return jobs
+
+
+def _replays(look: Look) -> bool:
+    """Whether a JobSet starts its gang again, for nothing, where a child Job failed by its podFailurePolicy."""
+    return any(
+        rule.get("action") == _REPLAY and "PodFailurePolicy" in _words(rule.get("onJobFailureReasons"))
+        for _, rule in look.each("spec", "failurePolicy", "rules")
+    )
 
 
 def _words(value: Any) -> list[Any]:

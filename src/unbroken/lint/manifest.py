@@ -31,8 +31,17 @@ def lint_text(text: str, name: str, *, save_seconds: float | None = None) -> lis
 
 
 def count_known(text: str, name: str) -> int:
-    """How many documents there are of a kind that the rules look at."""
-    return sum(manifest.get("kind") in KINDS for manifest in _documents(text, name))
+    """How many documents the rules look at: those of :data:`KINDS`, of pods and servers the ones that train."""
+    return sum(_is_known(Look(manifest)) for manifest in _documents(text, name))
+
+
+def _is_known(look: Look) -> bool:
+    kind = look.get("kind")
+    if kind == "Pod":
+        return looks_like_training(look, ())
+    if kind in ("Deployment", "StatefulSet"):
+        return looks_like_training(look, ("spec", "template"))
+    return kind in KINDS
 
 
 def _documents(text: str, name: str) -> list[Manifest]:

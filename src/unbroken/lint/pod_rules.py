@@ -44,7 +44,10 @@ def pod_rules(look: Look, pod: Path, save_seconds: float | None) -> None:
         mounts = [m for _, m in look.each(*path, "volumeMounts") if m.get("mountPath") == "/dev/shm"]  # noqa: S108
         if not any(mount.get("name") in memories for mount in mounts):
             why = "The shared memory of DataLoader workers is 64 MiB here; mount an emptyDir with medium Memory"
-            look.add("small-shm", (*path, "volumeMounts"), why, "- name: shm\n  mountPath: /dev/shm")
+            mended = "volumeMounts:\n- name: shm\n  mountPath: /dev/shm"
+            if not memories:
+                mended += "\nvolumes:\n- name: shm\n  emptyDir:\n    medium: Memory"
+            look.add("small-shm", (*path, "volumeMounts"), why, mended)
 
 
 def _in_memory(volume: dict[str, Any]) -> bool:
@@ -76,8 +79,12 @@ def _placement(look: Look, pod: Path) -> None:
         look.add("do-not-disrupt", mark, why, 'karpenter.sh/do-not-disrupt: "false"')
     spec = (*pod, "spec")
     for path, one in look.each(*spec, "tolerations"):
-        if one.get("operator") == "Exists" and not one.get("key"):
-            why = "It also tolerates karpenter.sh/disrupted, so that the pod is never evicted politely; name a key"
+        # The taint has the effect NoSchedule: what tolerates others alone leaves it its force.
+        if one.get("effect") not in (None, "", "NoSchedule"):
+            continue
+        every = one.get("operator") == "Exists" and not one.get("key")
+        if every or one.get("key") == "karpenter.sh/disrupted":
+            why = "It tolerates karpenter.sh/disrupted, so that the pod is never evicted politely; name another key"
             look.add("bare-exists", path, why, "- key: nvidia.com/gpu\n  operator: Exists")
     placed = json.dumps([look.get(*spec, "nodeSelector"), look.get(*spec, "affinity")])
     if not any(label in placed for label in _SPOT):
@@ -93,15 +100,20 @@ def _start(look: Look, path: Path, container: dict[str, Any]) -> None:
     flags = [at for at, word in enumerate(words[1:4], 1) if re.fullmatch(r"-[a-z]*c", word)]
     if words and words[0].rsplit("/", 1)[-1] in _SHELLS and flags:
         script = words[flags[0] + 1] if len(words) > flags[0] + 1 else ""
-        if not re.search(r"(^|[;&|\n])\s*exec\s", script):
+        prepared, last = _last_command(script)
+        if not last.startswith("exec "):
             why = "A shell as PID 1 does not pass SIGTERM on: let it exec the last command"
             field = "command" if container.get("command") else "args"
-            mended = json.dumps([*words[: flags[0] + 1], _with_exec(script)])
-            look.add("shell-pid-1", (*path, field), why, f"command: {mended}")
+            mended = f"command: {json.dumps([*words[: flags[0] + 1], f'{prepared}exec {last}'])}"
+            if container.get("args"):
+                mended += "\nargs: []"
+            look.add(
+                "shell-pid-1", (*path, field), why, mended if _is_simple(last) else 'command: ["python", "train.py"]'
+            )
     stop = (*path, "lifecycle", "preStop")
     if "sleep" in json.dumps(look.get(*stop)):
         why = "preStop runs before SIGTERM and eats the grace period; leave it out"
-        look.add("sleeping-prestop", stop, why, 'preStop: {exec: {command: ["true"]}}')
+        look.add("sleeping-prestop", stop, why, "# no preStop")
     image = container.get("image")
     last = str(image or "").rsplit("/", 1)[-1]
     if image and "@" not in last and (":" not in last or last.endswith(":latest")):
@@ -109,10 +121,20 @@ def _start(look: Look, path: Path, container: dict[str, Any]) -> None:
         look.add("floating-image", (*path, "image"), why, f"image: {str(image).removesuffix(':latest')}:TAG")
 
 
-def _with_exec(script: str) -> str:
-    script = script.rstrip()
-    cut = max(script.rfind(mark) + 1 for mark in "&;\n")
-    return f"{script[:cut]}{' ' if cut else ''}exec {script[cut:].lstrip()}"
+def _last_command(script: str) -> tuple[str, str]:
+    """What a script does before its last command, and that command; a word in quotes is never cut."""
+    script = script.rstrip(" \n\t;")
+    cut = 0
+    for match in re.finditer(r"'[^']*'|\"[^\"]*\"|&&|\|\||[;\n]", script):
+        cut = match.end() if match[0][0] not in "'\"" else cut
+    before = script[:cut]
+    return before + " " * (before[-1:] not in ("", "\n")), script[cut:].strip()
+
+
+def _is_simple(command: str) -> bool:
+    """Whether exec may stand before it: no end of a loop, no pipe, nothing in the background."""
+    quoteless = re.sub(r"'[^']*'|\"[^\"]*\"", "", command)
+    return bool(command) and not re.search(r"[|&(){}]|^(fi|done|esac)\b", quoteless)
 
 
 def _command(container: dict[str, Any]) -> list[str]:
