@@ -217,6 +217,13 @@ def test_documents_that_train_nothing_are_not_counted() -> None:
     assert count_known(POOL, "-") == 1
 
 
+def test_a_pool_of_on_demand_alone_may_have_one_type() -> None:
+    market = "      - key: karpenter.sh/capacity-type\n        operator: In\n        values: [on-demand]\n"
+    bad = POOL.replace("[g5.xlarge, ANOTHER]", "[g5.xlarge]")
+    assert _of("one-instance-type", bad)
+    assert not _of("one-instance-type", bad + market)
+
+
 def test_image_whose_command_is_not_seen_is_noted() -> None:
     assert [one.severity for one in _of("unseen-exit", JOB.replace("command: [", "args: ["))] == ["note"]
 

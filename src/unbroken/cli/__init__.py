@@ -25,6 +25,7 @@ _VERBS = {
     "import": ("unbroken.cli.import_", "Begin a new run with the weights of a file."),
     "watch": ("unbroken.cli.watch", "Print notices and advisories as they come."),
     "simulate": ("unbroken.cli.simulate", "Replay policies on recorded availability and pick the best."),
+    "render": ("unbroken.cli.render", "Write a job as Kubernetes documents."),
     "lint": ("unbroken.cli.lint", "Name the traps in Kubernetes manifests."),
     "prune": ("unbroken.cli.prune", "Retire checkpoints and delete what no kept one needs."),
 }

@@ -3,7 +3,7 @@
 Imports pydantic and PyYAML, so the command imports this package only in verbs that were given a job file.
 """
 
-from unbroken.job.kubernetes import DISRUPTED, Kubernetes, TerminationHandler, Toleration
+from unbroken.job.kubernetes import DISRUPTED, Kubernetes, TerminationHandler, Toleration, Volume
 from unbroken.job.load import load_job, read_job
 from unbroken.job.model import EC2, Job, Limits, Market, Notices, Pool, Prices, Ranks, Resources
 from unbroken.job.schema import job_schema
@@ -24,6 +24,7 @@ __all__ = [
     "Resources",
     "TerminationHandler",
     "Toleration",
+    "Volume",
     "job_schema",
     "load_job",
     "parse_size",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unbroken.lint.look import Look
+from unbroken.lint.reading import Path
 
 _SINGLE = (
     ("node.kubernetes.io/instance-type", "one-instance-type", "With one instance type, one shortage stops everything"),
@@ -13,9 +14,10 @@ _SINGLE = (
 def pool_rules(look: Look) -> None:
     """Look at a NodePool."""
     spec = ("spec", "template", "spec")
+    singles = () if _is_on_demand(look, spec) else _SINGLE
     for path, need in look.each(*spec, "requirements"):
         values = need.get("values")
-        for key, rule, why in _SINGLE:
+        for key, rule, why in singles:
             if need.get("key") == key and need.get("operator") == "In" and isinstance(values, list) and len(values) < 2:
                 known = str(values[0]) if values else "FIRST"
                 look.add(rule, (*path, "values"), why, f"values: [{known}, ANOTHER]")
@@ -26,3 +28,11 @@ def pool_rules(look: Look) -> None:
     if look.get(*spec, "terminationGracePeriod") is None:
         why = "A pod that blocks its eviction holds the drain until the machine is gone, and never hears SIGTERM"
         look.add("node-grace", (*spec, "terminationGracePeriod"), why, "terminationGracePeriod: 110s")
+
+
+def _is_on_demand(look: Look, spec: Path) -> bool:
+    """Whether it has no spot at all: who waits behind others may be alone."""
+    return any(
+        need.get("key") == "karpenter.sh/capacity-type" and need.get("values") == ["on-demand"]
+        for _, need in look.each(*spec, "requirements")
+    )

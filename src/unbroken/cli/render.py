@@ -1,0 +1,71 @@
+"""``unbroken render``: a job as documents for the engine that others run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unbroken.errors import AccessError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from unbroken.render import Document
+
+# As in unbroken.render.EXTRAS, which would import pydantic for --help; a test compares them.
+EXTRAS = ("nodepool", "nth", "rbac", "networkpolicy", "podmonitor", "bucket-lifecycle", "iam-policy")
+
+
+@click.group(short_help="Write a job as Kubernetes documents.")
+def render() -> None:
+    """Write a job as documents for the engine that others run."""
+
+
+@render.command()
+@click.option("--with", "extras", multiple=True, metavar="NAME", help=f"Also: {', '.join(EXTRAS)}; again for more.")
+@click.option(
+    "--output-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Write a file for each document, and kustomization.yaml.",
+)  # fmt: skip
+@click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))
+def kubernetes(extras: tuple[str, ...], output_dir: Path | None, job_file: Path) -> int:
+    """Print the job file JOB as a Job, or as a JobSet where it has several nodes, for Kubernetes 1.31 and newer."""
+    from unbroken.job import load_job
+    from unbroken.render import render_kubernetes
+
+    _check(extras)
+    documents = render_kubernetes(load_job(job_file), extras)
+    if output_dir is not None:
+        _write(documents, output_dir)
+        return 0
+    files = [document for document in documents if document.name.endswith(".json")]
+    if files:
+        raise ConfigError(
+            f"{files[0].name} is no Kubernetes document and cannot be printed among them", kind="output",
+            hint="Say --output-dir DIR",
+        )  # fmt: skip
+    click.echo("---\n".join(document.text for document in documents), nl=False)
+    return 0
+
+
+def _check(extras: Sequence[str]) -> None:
+    for name in extras:
+        if name not in EXTRAS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, EXTRAS, 1, 0)[0]
+            raise ConfigError(f"--with {name}: there is no such document", kind="with", hint=f"The nearest is {near}")
+
+
+def _write(documents: Sequence[Document], folder: Path) -> None:
+    from unbroken.render import kustomization
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for document in (*documents, kustomization(documents)):
+            (folder / document.name).write_text(document.text, encoding="utf-8")
+            click.echo(str(folder / document.name))
+    except OSError as error:
+        raise AccessError(f"{folder} cannot be written: {error.strerror}", kind="folder") from error
