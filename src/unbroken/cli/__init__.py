@@ -27,6 +27,7 @@ _VERBS = {
     "simulate": ("unbroken.cli.simulate", "Replay policies on recorded availability and pick the best."),
     "render": ("unbroken.cli.render", "Write a job as Kubernetes documents."),
     "lint": ("unbroken.cli.lint", "Name the traps in Kubernetes manifests."),
+    "doctor": ("unbroken.cli.doctor", "Check this place: store, memory, clock, notices, torchrun."),
     "prune": ("unbroken.cli.prune", "Retire checkpoints and delete what no kept one needs."),
 }
 

@@ -96,6 +96,11 @@ class FolderStore:
         if missing:
             raise truncated(key, self.uri, start, sum(len(target) for target in targets))
 
+    def written_at(self, key: str) -> float:
+        """As :class:`~unbroken.store.dated.Dated` says; on a network file system it is the server's clock."""
+        with self._translated("get", key):
+            return self._path(key).stat().st_mtime
+
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         with self._translated("list", prefix):
             if not self._folder.is_dir():

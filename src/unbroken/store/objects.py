@@ -119,6 +119,11 @@ class ObjectStore:
             raise truncated(key, self._uri, start, length)
         return data
 
+    def written_at(self, key: str) -> float:
+        """As :class:`~unbroken.store.dated.Dated` says."""
+        with self._translated("get", key):
+            return obstore.head(self._backend, key)["last_modified"].timestamp()
+
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         with self._translated("list", prefix):
             found = [
