@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_a_folder_gets_a_file_for_each_and_the_list_of_them(job: str, tmp_path: 
 def test_json_is_not_printed_among_documents(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(job, "--with", "iam-policy") == 78
     assert "--output-dir" in capsys.readouterr().err
+
+
+def test_the_schema_is_printed_for_editors(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["render", "schema"])
+    assert json.loads(capsys.readouterr().out)["title"] == "Unbroken job file"
 
 
 def test_an_unknown_name_is_told_the_nearest(job: str, capsys: pytest.CaptureFixture[str]) -> None:

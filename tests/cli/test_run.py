@@ -39,6 +39,26 @@ def test_command_that_never_opens_the_run_it_was_given_is_not_finished() -> None
     assert "no Run was opened (exit code 0)" in result.stderr
 
 
+def test_a_job_file_says_what_options_do_not(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        f"name: a\nrun: {tmp_path}/r\nevery: 10min\nenv: {{GREETING: hello}}\nlimits: {{max_restarts: 0}}\n"
+        """command: [sh, -c, 'echo "$UNBROKEN_RUN|$UNBROKEN_EVERY|$GREETING"']\n"""
+    )
+    told = unbroken("run", "--job", str(tmp_path / "job.yaml"))
+    assert told.returncode == 1, told.stderr
+    assert told.stdout == f"{tmp_path}/r|10min|hello\n"
+    outranked = unbroken("run", "--every", "5min", "--job", str(tmp_path / "job.yaml"), "--", "sh", "-c", "env")
+    assert "UNBROKEN_EVERY=5min" in outranked.stdout
+    assert "GREETING=hello" in outranked.stdout
+
+
+def test_a_job_file_of_several_nodes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(f"name: a\nrun: {tmp_path}/r\ncommand: [python, a.py]\nranks: {{nodes: 2}}\n")
+    result = unbroken("run", "--job", str(tmp_path / "job.yaml"))
+    assert result.returncode == 78
+    assert "the job has 2 nodes" in result.stderr
+
+
 def test_command_needs_no_dashes_before_it() -> None:
     assert unbroken("run", "sh", "-c", "exit 0").returncode == 0
 

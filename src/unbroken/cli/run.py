@@ -16,12 +16,29 @@ _EPILOG = """Exit codes: 0 the run is finished; 75 interrupted, start it again; 
 settings first; others name an error (10 not found, 11 another attempt owns the run, 12 damaged, 13 newer format,
 14 does not fit the model, 77 access denied)."""
 
+_JOB = "unbroken.job"
+"""Key of the job file's contents in the context of the command line."""
+
+
+def _from_job(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """What the job file says becomes what options that are not given say."""
+    if path is not None and not ctx.resilient_parsing:
+        from unbroken.job import agent_settings, load_job
+
+        job = ctx.meta[_JOB] = load_job(path)
+        ctx.default_map = agent_settings(job)
+    return path
+
 
 @click.command(
     epilog=_EPILOG,
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
     short_help="Start a training command here and keep it going.",
 )
+@click.option(
+    "--job", type=click.Path(path_type=Path), metavar="FILE", is_eager=True, callback=_from_job, expose_value=False,
+    help="Job file: the command, and what options that are not given say.",
+)  # fmt: skip
 @click.option("--uri", default="", metavar="URI", help="Run URI; outranks the one in the script.")
 @click.option("--every", default="", metavar="CADENCE", help="How often to save; outranks the script's.")
 @click.option(
@@ -49,7 +66,9 @@ settings first; others name an error (10 not found, 11 another attempt owns the 
     help="Folder for the agent's socket and agent.json; by default a temporary one.",
 )  # fmt: skip
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def run(
+    ctx: click.Context,
     uri: str,
     every: str,
     grace: str | None,
@@ -69,6 +88,11 @@ def run(
 
     Example: unbroken run --grace 100 -- python train.py
     """
+    if _JOB in ctx.meta:
+        from unbroken.job import agent_environment, node_command
+
+        os.environ.update(agent_environment(ctx.meta[_JOB]))
+        command = command or tuple(node_command(ctx.meta[_JOB]))
     if not command:
         raise ConfigError(
             "no command was given", kind="command", hint="Write it after two dashes: unbroken run -- python train.py"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from unbroken.engine.gang import Node
 from unbroken.errors import ConfigError
+from unbroken.job.torchrun import split_training, under_torchrun
 
 MOST_NODES = 150
 _FIRST_ADDRESS = 100
 """Each node has an address of its own, from 127.0.0.100 on: torchrun numbers the nodes in the order of the addresses,
 compared as text."""
 
-_PYTHON = re.compile(r"python(\d+(\.\d+)*)?")
-_LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")
 _ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 """What ranks that share a machine need, where nobody said otherwise."""
 
@@ -44,7 +41,7 @@ class Layout:
         if self.nodes > MOST_NODES:
             raise ConfigError(f"{self.nodes} nodes are more than {MOST_NODES}", kind="nodes")
         if self.ranks > 1:
-            _split(command)
+            split_training(command)
 
     def lay_out(self, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> list[Node]:
         """The nodes of one start. One rank is the command as it is; several are started by torchrun, with a free port
@@ -60,11 +57,10 @@ class Layout:
         self.check(command)
         if self.ranks == 1:
             return [Node(command, environments[0])]
-        python, training = _split(command)
         port = _free_port()
         defaults = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
         return [
-            Node([*python, *self._options(index, port), *training], {**defaults, **environment})
+            Node(under_torchrun(command, self._options(index, port)), {**defaults, **environment})
             for index, environment in enumerate(environments)
         ]
 
@@ -72,35 +68,10 @@ class Layout:
         # The c10d rendezvous, for agents start their part again in place, each in its own time: the static one takes a
         # new torchrun in while the store of the old ones still stands, and its ranks wait half an hour for dead ones.
         return [
-            "-m", "torch.distributed.run", f"--nnodes={self.nodes}", f"--nproc-per-node={self.ranks_per_node}",
+            f"--nnodes={self.nodes}", f"--nproc-per-node={self.ranks_per_node}",
             "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-id={port}",
             f"--rdzv-conf=is_host={int(index == 0)}", f"--local-addr=127.0.0.{_FIRST_ADDRESS + index}",
-            "--max-restarts=0",
         ]  # fmt: skip
-
-
-def _split(command: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The interpreter, and what torchrun is given to run.
-
-    Torchrun starts the ranks with the same interpreter, but without its options: whoever needs one is told.
-    """
-    arguments = list(command[1:])
-    while arguments[:1] == ["-u"]:  # torchrun says it itself
-        del arguments[0]
-    if not command or not _PYTHON.fullmatch(Path(command[0]).name):
-        raise _refused(f"{command[0] if command else 'nothing'!r} is not Python")
-    if not arguments or (arguments[0].startswith("-") and arguments[0] != "-m") or arguments == ["-m"]:
-        raise _refused(f"{arguments[0] if arguments else 'nothing'!r} after {command[0]!r} is neither a script nor -m")
-    if arguments[0] == "-m" and arguments[1] in _LAUNCHERS:
-        raise _refused(f"{arguments[1]} starts ranks itself")
-    return [command[0]], arguments
-
-
-def _refused(what: str) -> ConfigError:
-    return ConfigError(
-        f"{what}, and several ranks can only be started of a Python training", kind="command",
-        hint="Write it as for one rank, without torchrun: python train.py ..., or python -m package.train ...",
-    )  # fmt: skip
 
 
 def _free_port() -> int:

@@ -3,6 +3,7 @@
 Imports pydantic and PyYAML, so the command imports this package only in verbs that were given a job file.
 """
 
+from unbroken.job.agent_settings import agent_environment, agent_settings, node_command
 from unbroken.job.kubernetes import DISRUPTED, Kubernetes, TerminationHandler, Toleration, Volume
 from unbroken.job.load import load_job, read_job
 from unbroken.job.model import EC2, Job, Limits, Market, Notices, Pool, Prices, Ranks, Resources
@@ -25,8 +26,11 @@ __all__ = [
     "TerminationHandler",
     "Toleration",
     "Volume",
+    "agent_environment",
+    "agent_settings",
     "job_schema",
     "load_job",
+    "node_command",
     "parse_size",
     "read_job",
     "split_training",
