@@ -1,4 +1,4 @@
-"""``unbroken render``: documents for the systems that run a job."""
+"""``unbroken render``: a job as documents for the engine that others run."""
 
 from __future__ import annotations
 
@@ -7,71 +7,73 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unbroken.errors import ConfigError
+from unbroken.errors import AccessError, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from unbroken.render import Document
 
-_PARTS = ("nodepool", "nth", "nth-queue", "rbac", "networkpolicy", "podmonitor", "bucket-lifecycle", "iam-policy")
-"""The keys of ``unbroken.render.PARTS``, written out so that help imports nothing."""
+# As in unbroken.render.EXTRAS, which would import pydantic for --help; a test compares them.
+EXTRAS = ("nodepool", "nth", "rbac", "networkpolicy", "podmonitor", "bucket-lifecycle", "iam-policy")
 
 
-@click.group(short_help="Write the documents with which Kubernetes runs a job.")
+@click.group(short_help="Write a job as Kubernetes documents.")
 def render() -> None:
-    """Write the documents with which others run a job. Nothing is applied, and nobody is asked."""
+    """Write a job as documents for the engine that others run."""
 
 
-@render.command(epilog="Exit codes: 0 written; 10 there is no such job file; 78 mend the job file or the call.")
-@click.option("--with", "parts", multiple=True, type=click.Choice(_PARTS), metavar="PART",
-              help=f"Also {', '.join(_PARTS[:-1])} or {_PARTS[-1]}; again for more.")  # fmt: skip
-@click.option("--no-training", is_flag=True, help="Only what --with names.")
-@click.option("--output-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Write a file for each document, and kustomization.yaml.")  # fmt: skip
-@click.argument("job_file", metavar="JOB.yaml", type=click.Path(path_type=Path))
-def kubernetes(job_file: Path, parts: tuple[str, ...], no_training: bool, output_dir: Path | None) -> None:
-    """Render JOB.yaml for Kubernetes 1.31 and newer: a Job, or a JobSet where it has several nodes.
-
-    Example: unbroken render kubernetes job.yaml --with rbac | kubectl apply -f -
-    """
+@render.command()
+@click.option("--with", "extras", multiple=True, metavar="NAME", help=f"Also: {', '.join(EXTRAS)}; again for more.")
+@click.option(
+    "--output-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Write a file for each document, and kustomization.yaml.",
+)  # fmt: skip
+@click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))
+def kubernetes(extras: tuple[str, ...], output_dir: Path | None, job_file: Path) -> int:
+    """Print the job file JOB as a Job, or as a JobSet where it has several nodes, for Kubernetes 1.31 and newer."""
     from unbroken.job import load_job
     from unbroken.render import render_kubernetes
 
-    if no_training and not parts:
-        raise ConfigError("--no-training leaves nothing to render", kind="options", hint="Name a part by --with")
-    documents = render_kubernetes(load_job(job_file), parts, with_training=not no_training)
+    _check(extras)
+    documents = render_kubernetes(load_job(job_file), extras)
     if output_dir is not None:
         _write(documents, output_dir)
-    else:
-        click.echo(_stream(documents), nl=False)
+        return 0
+    files = [document for document in documents if document.name.endswith(".json")]
+    if files:
+        raise ConfigError(
+            f"{files[0].name} is no Kubernetes document and cannot be printed among them", kind="output",
+            hint="Say --output-dir DIR",
+        )  # fmt: skip
+    click.echo("---\n".join(document.text for document in documents), nl=False)
+    return 0
 
 
-def _stream(documents: list[Document]) -> str:
-    from unbroken.render import yaml_stream
+@render.command()
+def schema() -> None:
+    """Print the job file's JSON Schema, for editors."""
+    from unbroken.job import job_schema
 
-    others = [document for document in documents if not document.in_cluster]
-    if not others:
-        return yaml_stream(documents)
-    if len(documents) == 1:
-        return documents[0].text
-    raise ConfigError(
-        f"{others[0].file} is no Kubernetes object and cannot be printed between others", kind="options",
-        hint="Write files with --output-dir, or this one alone: --no-training and one --with",
-    )  # fmt: skip
+    click.echo(job_schema(), nl=False)
 
 
-def _write(documents: list[Document], folder: Path) -> None:
+def _check(extras: Sequence[str]) -> None:
+    for name in extras:
+        if name not in EXTRAS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, EXTRAS, 1, 0)[0]
+            raise ConfigError(f"--with {name}: there is no such document", kind="with", hint=f"The nearest is {near}")
+
+
+def _write(documents: Sequence[Document], folder: Path) -> None:
     from unbroken.render import kustomization
 
-    texts = {document.file: document.text for document in documents}
-    if any(document.in_cluster for document in documents):
-        texts["kustomization.yaml"] = kustomization(documents)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        for document in (*documents, kustomization(documents)):
+            (folder / document.name).write_text(document.text, encoding="utf-8")
+            click.echo(str(folder / document.name))
     except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written ({error})", kind="output", hint="Name another --output-dir"
-        ) from error
-    for name in texts:
-        click.echo(str(folder / name))
+        raise AccessError(f"{folder} cannot be written: {error.strerror}", kind="folder") from error

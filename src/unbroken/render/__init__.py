@@ -1,6 +1,6 @@
-"""Documents for other systems, from a job. Pure: a job in, documents out; nothing is read, written or asked."""
+"""Documents for the engines that others run. Pure: a job in, text out."""
 
 from unbroken.render.document import Document
-from unbroken.render.kubernetes import PARTS, kustomization, render_kubernetes, yaml_stream
+from unbroken.render.kubernetes import EXTRAS, kustomization, render_kubernetes
 
-__all__ = ["PARTS", "Document", "kustomization", "render_kubernetes", "yaml_stream"]
+__all__ = ["EXTRAS", "Document", "kustomization", "render_kubernetes"]

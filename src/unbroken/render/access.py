@@ -1,128 +1,139 @@
-"""Who may reach what in the cluster: the Node object, the network, the metrics."""
+"""What a training may reach and do: in the cluster, on the network, in its bucket."""
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import urlsplit
 
+from unbroken.errors import ConfigError
 from unbroken.job import Job
-from unbroken.render.checks import refused
 from unbroken.render.document import Document
-from unbroken.render.pod import metadata, selector, service_account
-from unbroken.render.yaml_text import Why
+from unbroken.render.pod import service_account_of
+from unbroken.render.workload import metadata_of
 
-_RBAC = "rbac.authorization.k8s.io"
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_IMDS = "169.254.169.254/32"
+_POD_IDENTITY = "169.254.170.23/32"
+_ORPHAN_DAYS = 2
 
 
-def rbac(job: Job) -> list[Document]:
-    """The right to read Node objects.
+def node_reading(job: Job) -> list[Document]:
+    """The right to read nodes, whose taints announce interruptions.
 
     Raises:
-        ConfigError: the pods do not read it.
+        ConfigError: the pods do not ask for their node.
     """
     if not job.kubernetes.read_node:
-        raise refused(
-            "--with rbac lets the pods read their Node object, and kubernetes.read_node is false",
-            "Write kubernetes: {read_node: true}, or leave it out",
-        )
+        raise ConfigError(
+            "rbac is asked for, and the pods do not read their node", kind="read_node",
+            hint="Write kubernetes: {read_node: true}",
+        )  # fmt: skip
     name = f"{job.kubernetes.namespace}-{job.name}-node-reader"
+    group = "rbac.authorization.k8s.io"
+    metadata = {key: value for key, value in metadata_of(job, name).items() if key != "namespace"}
     role = {
-        "apiVersion": f"{_RBAC}/v1",
-        "kind": "ClusterRole",
-        "metadata": metadata(job, name, namespaced=False),
+        "apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": metadata,
         "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}],
-    }
+    }  # fmt: skip
+    subject = {"kind": "ServiceAccount", "name": service_account_of(job), "namespace": job.kubernetes.namespace}
     binding = {
-        "apiVersion": f"{_RBAC}/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": metadata(job, name, namespaced=False),
-        "roleRef": {"apiGroup": _RBAC, "kind": "ClusterRole", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": service_account(job), "namespace": job.kubernetes.namespace}],
-    }
-    about = (
-        "Lets the pods hear of an interruption from the taints of their node. Nodes have no namespace: a Role cannot."
-    )
-    return [
-        Document("node-reader-cluster-role.yaml", role, about),
-        Document("node-reader-cluster-role-binding.yaml", binding),
-    ]
+        "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": metadata,
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name}, "subjects": [subject],
+    }  # fmt: skip
+    why = "Nodes have no namespace: a Role is not enough. It allows to get a node by its name, and no list of them."
+    return [Document("cluster-role.yaml", role, {("rules",): why}), Document("cluster-role-binding.yaml", binding)]
 
 
 def network_policy(job: Job) -> list[Document]:
-    """What the pods may reach, and who may reach them."""
-    ingress: list[Any] = []
-    egress: list[Any] = [
-        Why({"ports": [_port("UDP", 53), _port("TCP", 53)]}, "Names."),
-        Why({"ports": [_port("TCP", port) for port in _ports(job)]}, "The store and the clouds' APIs."),
-        Why(
-            {
-                "to": [{"ipBlock": {"cidr": cidr}} for cidr in ("169.254.169.254/32", "169.254.170.23/32")],
-                "ports": [_port("TCP", 80)],
-            },
-            "The metadata service, and the agent of EKS Pod Identity.",
-        ),
-    ]
-    if job.ranks.nodes > 1:
-        gang = [{"podSelector": selector(job)}]
-        ingress.append(Why({"from": gang}, "The ranks among each other, on ports that are not known beforehand."))
-        egress.append({"to": gang})
-    if job.kubernetes.metrics_port is not None:
-        ingress.append({"ports": [_port("TCP", job.kubernetes.metrics_port)]})
-    body = {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": metadata(job, job.name),
-        "spec": {
-            "podSelector": selector(job),
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": ingress,
-            "egress": egress,
+    """What the pods may send to and hear from."""
+    own = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": job.name}}}
+    egress = [
+        {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]},
+        {"ports": [{"protocol": "TCP", "port": 443}]},
+        {
+            "to": [{"ipBlock": {"cidr": _IMDS}}, {"ipBlock": {"cidr": _POD_IDENTITY}}],
+            "ports": [{"protocol": "TCP", "port": 80}],
         },
+    ]
+    ingress: list[dict[str, object]] = []
+    if job.ranks.nodes > 1:
+        egress.append({"to": [own]})
+        ingress.append({"from": [own]})
+    if job.kubernetes.metrics_port is not None:
+        ingress.append({"ports": [{"protocol": "TCP", "port": job.kubernetes.metrics_port}]})
+    data = {
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata_of(job, job.name),
+        "spec": {**own, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress},
+    }  # fmt: skip
+    comments = {
+        ("spec", "ingress"): "Nobody but the pods of the gang, and who reads metrics."
+        if ingress
+        else "Nobody connects to the pods.",
+        ("spec", "egress", 1): "The store, by https; name its addresses to allow no more.",
+        ("spec", "egress", 2): "The metadata service, and EKS Pod Identity's.",
     }
-    return [Document("network-policy.yaml", body, "Holds where the cluster's network plugin heeds policies.")]
+    return [Document("networkpolicy.yaml", data, comments)]
 
 
 def pod_monitor(job: Job) -> list[Document]:
-    """What Prometheus reads.
+    """Prometheus Operator's PodMonitor.
 
     Raises:
-        ConfigError: the training serves no metrics.
+        ConfigError: no port of metrics is known.
     """
     if job.kubernetes.metrics_port is None:
-        raise refused(
-            "--with podmonitor needs kubernetes.metrics_port",
-            "Name the port on which the training serves metrics: kubernetes: {metrics_port: 9090}",
-        )
-    body = {
-        "apiVersion": "monitoring.coreos.com/v1",
-        "kind": "PodMonitor",
-        "metadata": metadata(job, job.name),
+        raise ConfigError(
+            "podmonitor is asked for, and no port of metrics is known", kind="metrics_port",
+            hint="Write kubernetes: {metrics_port: 9400}, the port on which the training serves them",
+        )  # fmt: skip
+    data = {
+        "apiVersion": "monitoring.coreos.com/v1", "kind": "PodMonitor", "metadata": metadata_of(job, job.name),
         "spec": {
-            "selector": selector(job),
-            "podMetricsEndpoints": [{"port": "metrics", "path": "/metrics", "interval": "15s"}],
+            "selector": {"matchLabels": {"app.kubernetes.io/name": job.name}},
+            "podMetricsEndpoints": [{"port": "metrics", "interval": "30s"}],
         },
-    }
-    return [Document("pod-monitor.yaml", body, "For the Prometheus operator; it may select by further labels.")]
+    }  # fmt: skip
+    return [Document("podmonitor.yaml", data)]
 
 
-def _ports(job: Job) -> list[int]:
-    ports = {443}
-    if job.kubernetes.read_node:
-        ports.add(6443)  # behind the service of the API, where policies apply to the address it stands for
-    for name in _ENDPOINTS:
-        if name in job.env:
-            ports.add(_endpoint_port(name, job.env[name]))
-    return sorted(ports)
+def bucket_lifecycle(job: Job) -> list[Document]:
+    """For ``aws s3api put-bucket-lifecycle-configuration``: it replaces the rules that a bucket has.
+
+    Raises:
+        ConfigError: the run is not in S3.
+    """
+    _, prefix = _bucket(job, "bucket-lifecycle")
+    rule = {
+        "ID": f"{job.name}-orphaned-uploads", "Status": "Enabled", "Filter": {"Prefix": prefix},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": _ORPHAN_DAYS},
+    }  # fmt: skip
+    return [Document("bucket-lifecycle.json", {"Rules": [rule]})]
 
 
-def _endpoint_port(name: str, url: str) -> int:
-    try:
-        parts = urlsplit(url)
-        return parts.port or (80 if parts.scheme == "http" else 443)
-    except ValueError as error:
-        raise refused(f"env.{name} is {url!r}, which is no URL", "Write http://HOST:PORT or https://HOST") from error
+def iam_policy(job: Job) -> list[Document]:
+    """What the role of the pods must be allowed, and nothing else.
+
+    Raises:
+        ConfigError: the run is not in S3.
+    """
+    bucket, prefix = _bucket(job, "iam-policy")
+    objects = {
+        "Sid": "Objects",
+        "Effect": "Allow",
+        "Action": [
+            "s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:PutObject",
+        ],
+        "Resource": f"arn:aws:s3:::{bucket}/{prefix}*",
+    }  # fmt: skip
+    listing = {
+        "Sid": "List", "Effect": "Allow", "Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{bucket}",
+        "Condition": {"StringLike": {"s3:prefix": [f"{prefix}*"]}},
+    }  # fmt: skip
+    return [Document("iam-policy.json", {"Version": "2012-10-17", "Statement": [objects, listing]})]
 
 
-def _port(protocol: str, port: int) -> dict[str, Any]:
-    return {"protocol": protocol, "port": port}
+def _bucket(job: Job, asked: str) -> tuple[str, str]:
+    """Bucket, and what the keys of the run begin with."""
+    parts = urlsplit(job.run)
+    if parts.scheme != "s3":
+        raise ConfigError(f"{asked} is for S3, and the run is at {job.run}", kind="run", hint=f"Leave {asked} out")
+    prefix = parts.path.strip("/")
+    return parts.netloc, f"{prefix}/" if prefix else ""

@@ -2,65 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
-from unbroken.job import Job
-from unbroken.render.access import network_policy, pod_monitor, rbac
-from unbroken.render.bucket import bucket_lifecycle, iam_policy
-from unbroken.render.checks import check_job, refused
+from unbroken.errors import ConfigError
+from unbroken.job import Job, Volume
+from unbroken.render.access import bucket_lifecycle, iam_policy, network_policy, node_reading, pod_monitor
 from unbroken.render.document import Document
-from unbroken.render.karpenter import node_pools
-from unbroken.render.termination_handler import termination_handler
-from unbroken.render.training import training
-from unbroken.render.yaml_text import yaml_text
+from unbroken.render.nodes import node_pools, termination_handler
+from unbroken.render.workload import service_account, workload
+from unbroken.store import parse_uri
 
-
-def _handler(job: Job) -> list[Document]:
-    settings = job.kubernetes.termination_handler
-    return termination_handler(job, settings.mode if settings else "imds")
-
-
-PARTS: dict[str, Callable[[Job], list[Document]]] = {
+EXTRAS: dict[str, Callable[[Job], list[Document]]] = {
     "nodepool": node_pools,
-    "nth": _handler,
-    "nth-queue": lambda job: termination_handler(job, "queue"),
-    "rbac": rbac,
+    "nth": termination_handler,
+    "rbac": node_reading,
     "networkpolicy": network_policy,
     "podmonitor": pod_monitor,
     "bucket-lifecycle": bucket_lifecycle,
     "iam-policy": iam_policy,
 }
-"""What can be asked for beside the training, in the order in which it is rendered."""
+"""What is rendered on request, by the name with which it is asked for."""
 
 
-def render_kubernetes(job: Job, parts: Collection[str] = (), *, with_training: bool = True) -> list[Document]:
-    """The documents, always in the same order, whatever the order of ``parts``.
+def render_kubernetes(job: Job, extras: Sequence[str] = ()) -> list[Document]:
+    """The service account and the Job, or the JobSet of several nodes; and what else is asked for.
 
     Args:
-        job: what to run.
-        parts: keys of :data:`PARTS`.
-        with_training: whether to render the training itself, and not its surroundings alone.
+        extras: names of :data:`EXTRAS`; in any order, twice is once.
 
     Raises:
-        ConfigError: the job lacks what a document needs, or would break a promise (kinds ``render``, ``name``).
+        ConfigError: the job lacks what one of the documents needs.
     """
-    if "nth" in parts and "nth-queue" in parts:
-        raise refused("--with nth and --with nth-queue drain the same nodes", "Leave one of them out")
-    if with_training:
-        check_job(job)
-    documents = training(job) if with_training else []
-    return documents + [document for name, part in PARTS.items() if name in parts for document in part(job)]
+    _demand_shared_store(job)
+    documents = [service_account(job), workload(job)]
+    for name, render in EXTRAS.items():
+        if name in extras:
+            documents += render(job)
+    return documents
 
 
-def yaml_stream(documents: Sequence[Document]) -> str:
-    """Kubernetes objects as one text, as ``kubectl apply -f -`` reads it."""
-    return "---\n".join(document.text for document in documents)
+def kustomization(documents: Sequence[Document]) -> Document:
+    """The list of the others, for ``kubectl apply -k``."""
+    names = [document.name for document in documents if document.name.endswith(".yaml")]
+    data = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": names}
+    return Document("kustomization.yaml", data)
 
 
-def kustomization(documents: Sequence[Document]) -> str:
-    """A ``kustomization.yaml`` that names the files of the Kubernetes objects."""
-    files = [document.file for document in documents if document.in_cluster]
-    return yaml_text(
-        {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": files},
-        "Made by `unbroken render kubernetes`. Put your changes into an overlay, so that it can be made again.",
-    )
+def _demand_shared_store(job: Job) -> None:
+    """A folder of the container is gone with the pod."""
+    place = parse_uri(job.run)
+    if place.scheme != "file":
+        return
+    folder = place.path
+    if not any(folder == volume.path or folder.startswith(f"{volume.path.rstrip('/')}/") for volume in _mounts(job)):
+        raise ConfigError(
+            f"the run is in the folder {folder}, which is gone with the pod", kind="run",
+            hint="Mount a claim there (kubernetes: {volumes: [{claim: NAME, path: FOLDER}]}), or write run: s3://...",
+        )  # fmt: skip
+
+
+def _mounts(job: Job) -> list[Volume]:
+    return [volume for volume in job.kubernetes.volumes if not volume.read_only]

@@ -1,171 +1,176 @@
-"""The pod that trains."""
+"""The pod of a training."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from unbroken.job import Job
-from unbroken.render.command import container_command, environment, grace_seconds
-from unbroken.render.placement import placement
-from unbroken.render.yaml_text import Why
+from unbroken.errors import ConfigError
+from unbroken.job import Job, Volume
+from unbroken.render.command import GRACE, container_command, environment, grace_of
+from unbroken.render.document import Path
+from unbroken.render.placement import affinity, node_selector
 
-_MI = 1024**2
-_NAME = "app.kubernetes.io/name"
-INSTANCE = "app.kubernetes.io/instance"
-CONTAINER = "training"
-
-
-def labels(job: Job) -> dict[str, str]:
-    """Of every object: the job's own, and ours, by which others find it."""
-    ours = {_NAME: "training", INSTANCE: job.name, "app.kubernetes.io/managed-by": "unbroken"}
-    return {**job.kubernetes.labels, **ours}
+CONTAINER = "trainer"
+AGENT_BYTES = 256 << 20
+"""Host memory of the agent and of the reading threads of a restore."""
+_MEBIBYTE = 1 << 20
 
 
-def selector(job: Job) -> dict[str, Any]:
-    """Finds the pods of this job alone, within its namespace."""
-    return {"matchLabels": {_NAME: "training", INSTANCE: job.name}}
+def labels_of(job: Job) -> dict[str, str]:
+    """What every object of the job is marked with."""
+    return {
+        **job.kubernetes.labels,
+        "app.kubernetes.io/name": job.name,
+        "app.kubernetes.io/managed-by": "unbroken",
+    }
 
 
-def metadata(job: Job, name: str, *, namespaced: bool = True) -> dict[str, Any]:
-    """Name, namespace and labels of an object."""
-    place = {"namespace": job.kubernetes.namespace} if namespaced else {}
-    return {"name": name, **place, "labels": labels(job)}
-
-
-def service_account(job: Job) -> str:
-    """Name of the pods' service account."""
+def service_account_of(job: Job) -> str:
     return job.kubernetes.service_account or job.name
 
 
 def pod_template(job: Job) -> dict[str, Any]:
-    """Labels and specification of the pod."""
+    """Metadata and spec of the pods.
+
+    Raises:
+        ConfigError: the job lacks what a pod needs.
+    """
     settings = job.kubernetes
-    about: dict[str, Any] = {"labels": labels(job)}
+    metadata: dict[str, Any] = {"labels": labels_of(job)}
     if settings.annotations:
-        about["annotations"] = dict(settings.annotations)
-    return {"metadata": about, "spec": _pod(job)}
-
-
-def memory_bytes(job: Job) -> int:
-    """The pod's memory: the training, two slots of arena for what a node saves, and /dev/shm."""
-    resources = job.resources
-    return (resources.memory or 0) + 2 * (resources.state or 0) + resources.shm
-
-
-def quantity(size: int) -> str:
-    """Bytes as a quantity, rounded up to whole MiB."""
-    return f"{-(-size // _MI)}Mi"
-
-
-def _pod(job: Job) -> dict[str, Any]:
-    settings = job.kubernetes
+        metadata["annotations"] = dict(settings.annotations)
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": grace_of(job),
+        "serviceAccountName": service_account_of(job),
+        "automountServiceAccountToken": settings.read_node,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": settings.user, "runAsGroup": settings.user, "fsGroup": settings.user,
+            "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }  # fmt: skip
     optional = {
+        "nodeSelector": node_selector(job),
+        "affinity": affinity(job),
+        "tolerations": _tolerations(job),
         "priorityClassName": settings.priority_class,
         "runtimeClassName": settings.runtime_class,
-        "imagePullSecrets": [{"name": name} for name in settings.pull_secrets] or None,
+        "imagePullSecrets": [{"name": name} for name in settings.pull_secrets],
     }
-    return {
-        "restartPolicy": Why(
-            "Never", "podFailurePolicy needs it: each start is a pod of its own, whose end the Job can judge."
-        ),
-        "terminationGracePeriodSeconds": Why(
-            grace_seconds(job),
-            "The agent is told the same. About 100: of EC2's 120 s some are gone when the drain begins.",
-        ),
-        "serviceAccountName": service_account(job),
-        "automountServiceAccountToken": settings.read_node,
-        "enableServiceLinks": False,
-        **{name: value for name, value in optional.items() if value is not None},
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": settings.user,
-            "runAsGroup": settings.user,
-            "fsGroup": settings.user,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        **placement(job),
-        "containers": [_container(job)],
-        "volumes": _volumes(job),
+    spec |= {key: value for key, value in optional.items() if value}
+    spec["containers"] = [_container(job)]
+    spec["volumes"] = _volumes(job)
+    return {"metadata": metadata, "spec": spec}
+
+
+def pod_comments(job: Job, at: Path) -> dict[Path, str]:
+    """Why some lines of the template at ``at`` stand there."""
+    spec: Path = (*at, "spec")
+    container: Path = (*spec, "containers", 0)
+    found: dict[Path, str] = {
+        (*spec, "restartPolicy"): "A pod that goes on elsewhere is a new one; podFailurePolicy works with Never alone.",
+        (*spec, "terminationGracePeriodSeconds"): f"From SIGTERM to SIGKILL. Of EC2's 120 s about {GRACE:g} are left "
+        "once the pod is evicted; the training must have saved by then.",
+        (*container, "command"): "No shell: process 1 is the agent, which hears SIGTERM, has the training save, and "
+        "leaves with 75 when it was interrupted, 0 when the training is finished. There is no preStop hook: it would "
+        "eat the grace period before SIGTERM is sent.",
+        (*container, "resources"): _memory_reason(job),
     }
+    if "nodeSelector" in (spec_data := pod_template(job)["spec"]) or "affinity" in spec_data:
+        where = "nodeSelector" if "nodeSelector" in spec_data else "affinity"
+        found[*spec, where] = (
+            "The market is a label of the nodes, not a taint: no toleration is needed for spot, and none here swallows "
+            "karpenter.sh/disrupted, which announces an interruption."
+        )
+    return found
+
+
+def _tolerations(job: Job) -> list[dict[str, Any]]:
+    given = [one.model_dump(exclude_none=True) for one in job.kubernetes.tolerations]
+    gpu = {"key": job.kubernetes.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
+    return given + ([gpu] if job.resources.gpu and gpu["key"] not in [one.get("key") for one in given] else [])
 
 
 def _container(job: Job) -> dict[str, Any]:
-    settings = job.kubernetes
+    if job.image is None:
+        raise ConfigError("image is missing: pods need one", kind="image", hint="Write image: NAME:TAG")
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": job.image,
-        "command": Why(
-            container_command(job),
-            "Exec form: `unbroken run` is process 1, hears SIGTERM itself and reaps what is left behind. A shell in"
-            " front would swallow the signal.\n"
-            "No preStop hook: it runs before SIGTERM and eats the grace period.",
-        ),
+        "command": container_command(job),
         "env": environment(job),
+    }
+    if job.kubernetes.secrets:
+        container["envFrom"] = [{"secretRef": {"name": name}} for name in job.kubernetes.secrets]
+    if job.kubernetes.metrics_port is not None:
+        container["ports"] = [{"name": "metrics", "containerPort": job.kubernetes.metrics_port}]
+    return container | {
         "resources": _resources(job),
         "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
         },
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _mounts(job),
-    }
-    if not container["env"]:
-        del container["env"]
-    if settings.secrets:
-        container["envFrom"] = [{"secretRef": {"name": name}} for name in settings.secrets]
-    if settings.metrics_port is not None:
-        container["ports"] = [{"name": "metrics", "containerPort": settings.metrics_port}]
-    return container
+        "volumeMounts": [
+            {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108 - the path in the container
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+            *(
+                {"name": f"volume-{number}", "mountPath": volume.path, **_read_only(volume)}
+                for number, volume in enumerate(job.kubernetes.volumes)
+            ),
+        ],
+    }  # fmt: skip
 
 
 def _resources(job: Job) -> dict[str, Any]:
-    resources = job.resources
-    requests: dict[str, Any] = {}
-    if resources.cpu is not None:
-        requests["cpu"] = f"{max(1, round(resources.cpu * 1000))}m"
-    requests["memory"] = quantity(memory_bytes(job))
-    requests["ephemeral-storage"] = quantity(resources.scratch)
-    limits: dict[str, Any] = {"memory": Why(requests["memory"], _memory_reason(job))}
-    if resources.gpu:
-        requests[job.kubernetes.gpu_resource] = limits[job.kubernetes.gpu_resource] = str(resources.gpu)
+    """Requests and limits. Memory is the same in both: what a save needs is there when the notice comes."""
+    memory = f"{-(-_memory(job) // _MEBIBYTE)}Mi"
+    requests: dict[str, Any] = {"memory": memory, "ephemeral-storage": _quantity(job.resources.scratch)}
+    limits: dict[str, Any] = {"memory": memory}
+    if job.resources.cpu is not None:
+        requests = {"cpu": f"{job.resources.cpu:g}"} | requests
+    if job.resources.gpu:
+        limits[job.kubernetes.gpu_resource] = job.resources.gpu
     return {"requests": requests, "limits": limits}
 
 
-def _memory_reason(job: Job) -> str:
+def _memory(job: Job) -> int:
     resources = job.resources
-    parts = f"{quantity(resources.memory or 0)} for the training + {quantity(resources.shm)} for /dev/shm"
-    if resources.state is None:
-        arena = (
-            "resources.state is not said, so the arena, twice what a node saves, is not counted: a save can then"
-            " bring the pod to its limit."
-        )
-    else:
-        parts += f" + 2 x {quantity(resources.state)} for the arena"
-        arena = "The arena is anonymous memory and counts against this limit."
-    return f"{parts}; the same as requested, so that a full node does not choose this pod to kill.\n{arena}"
+    if resources.memory is None:
+        raise ConfigError(
+            "resources.memory is missing: a pod needs a limit that leaves room for a save", kind="memory",
+            hint="Write what the training itself takes, such as memory: 32GiB; room for state and shm is added",
+        )  # fmt: skip
+    return resources.memory + 2 * (resources.state or 0) + resources.shm + AGENT_BYTES
 
 
-def _mounts(job: Job) -> list[dict[str, Any]]:
-    mounts: list[dict[str, Any]] = [
-        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - the container's
-        {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108
+def _memory_reason(job: Job) -> str:
+    parts = [f"{_quantity(job.resources.memory or 0)} for the training"]
+    if job.resources.state:
+        parts.append(f"two copies of {_quantity(job.resources.state)} of state, which is saved from host memory")
+    parts += [f"{_quantity(job.resources.shm)} of /dev/shm", f"{_quantity(AGENT_BYTES)} for the agent"]
+    more = "" if job.resources.state else " The size of the state was not given (resources.state): saves may be slower."
+    return f"Memory: {', '.join(parts)}. Request and limit are one, so that it is there when a notice comes.{more}"
+
+
+def _quantity(size: int) -> str:
+    for name, unit in (("Gi", 1 << 30), ("Mi", 1 << 20)):
+        if size and size % unit == 0:
+            return f"{size // unit}{name}"
+    return f"{-(-size // _MEBIBYTE)}Mi"
+
+
+def _volumes(job: Job) -> list[dict[str, Any]]:
+    return [
+        {"name": "scratch", "emptyDir": {"sizeLimit": _quantity(job.resources.scratch)}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _quantity(job.resources.shm)}},
+        *(
+            {
+                "name": f"volume-{number}",
+                "persistentVolumeClaim": {"claimName": volume.claim, **_read_only(volume)},
+            }
+            for number, volume in enumerate(job.kubernetes.volumes)
+        ),
     ]
-    for index, volume in enumerate(job.kubernetes.volumes):
-        mount: dict[str, Any] = {"name": f"claim-{index}", "mountPath": volume.path}
-        mounts.append({**mount, "readOnly": True} if volume.read_only else mount)
-    return mounts
 
 
-def _volumes(job: Job) -> list[Any]:
-    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(job.resources.shm)}}
-    volumes: list[Any] = [
-        Why(shm, "Without it /dev/shm has 64 MiB, which DataLoader workers and NCCL soon fill."),
-        {"name": "scratch", "emptyDir": {"sizeLimit": quantity(job.resources.scratch)}},
-    ]
-    for index, volume in enumerate(job.kubernetes.volumes):
-        claim: dict[str, Any] = {"claimName": volume.claim}
-        if volume.read_only:
-            claim["readOnly"] = True
-        volumes.append({"name": f"claim-{index}", "persistentVolumeClaim": claim})
-    return volumes
+def _read_only(volume: Volume) -> dict[str, bool]:
+    return {"readOnly": True} if volume.read_only else {}
