@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import pytest
@@ -87,3 +89,26 @@ def test_the_exit_code_is_that_of_the_first_error() -> None:
     assert exit_code_of([warning], "warning") == 1
     assert exit_code_of([Finding("ok", "fine")], "note") == 0
     assert exit_code_of([warning, denied, config], "note") == 77
+
+
+def test_an_interrupt_waits_for_the_check_to_take_away_what_it_wrote() -> None:
+    interrupted, taken_away = threading.Event(), []
+
+    def on_interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def write(place: Place) -> list[Finding]:
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupted.wait(60.0)
+        threading.Event().wait(0.1)  # so that a caller that does not wait comes first
+        taken_away.append("all")
+        return []
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            examine(Place(), [Check("writes", write, 60.0)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert taken_away == ["all"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from unbroken.doctor import CHECKS, Place, examine, exit_code_of, probe, store_bandwidth
-from unbroken.errors import EXIT_DENIED, EXIT_IO, AccessError
+from unbroken.errors import EXIT_DENIED, EXIT_IO, AccessError, StoreError
 from unbroken.store import open_store
 
 _STORE_CHECKS = [check for check in CHECKS if check.name in ("store", "clock", "bandwidth")]
@@ -145,3 +145,24 @@ def test_a_listing_that_lacks_what_was_put_is_an_error(tmp_path: Path, monkeypat
 
 def test_without_a_run_the_store_s_checks_say_so() -> None:
     assert [one.severity for one in examine(Place(), _STORE_CHECKS)] == ["note"] * 3
+
+
+def test_a_store_that_cannot_be_reached_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("nobody is there")
+
+    _alter(monkeypatch, put=fail, create=fail, get_range=fail, list=fail, delete=fail)
+    found = examine(Place(uri=str(tmp_path)), _STORE_CHECKS[:1])
+    assert [(one.severity, one.found) for one in found] == [("error", "nobody is there")]
+    assert exit_code_of(found) == EXIT_IO
+    assert found[0].todo
+
+
+def test_a_clock_that_the_store_refuses_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AccessError("put failed: access was denied (RequestTimeTooSkewed: the difference is too large)")
+
+    _alter(monkeypatch, put=refuse)
+    (found,) = examine(Place(uri=str(tmp_path)), _STORE_CHECKS[:1])
+    assert (found.severity, found.exit_code) == ("error", EXIT_DENIED)
+    assert "clock by NTP" in found.todo

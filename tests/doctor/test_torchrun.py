@@ -42,7 +42,7 @@ def test_everything_there_is_sound(tmp_path: Path) -> None:
     python = _python(tmp_path, {"python": "3.12.1", "unbroken": __version__, "torch": "2.13.0+cpu"})
     assert _severities(python, 4) == [
         ("ok", f"python (3.12.1) has unbroken {__version__}"),
-        ("ok", "torchrun takes all the options that are used"),
+        ("ok", "torchrun of torch 2.13.0+cpu takes all the options that are used"),
     ]
 
 

@@ -57,6 +57,7 @@ CHECKS = (
 
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 _SHORTEST_SECRET = 6
+_CLEANING_SECONDS = 15.0
 
 
 def examine(
@@ -120,7 +121,11 @@ def _run_within(check: Check, place: Place, seconds: float) -> list[Finding]:
 
     thread = threading.Thread(target=run, name=f"unbroken-doctor-{check.name}", daemon=True)
     thread.start()
-    thread.join(seconds)
+    try:
+        thread.join(seconds)
+    except BaseException:  # Ctrl-C: what the check wrote must not stay
+        thread.join(_CLEANING_SECONDS)
+        raise
     if thread.is_alive():
         found = f"no answer within {seconds:.0f} s"
         todo = "Check the network and the endpoint; objects named doctor-* may be left behind" if place.uri else ""

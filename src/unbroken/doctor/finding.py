@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unbroken.errors import EXIT_CONFIG, UnbrokenError
+from unbroken.errors import EXIT_CONFIG, StoreError, UnbrokenError
 
 SEVERITIES = ("ok", "note", "warning", "error")
 """From none to worst. A training would not run with an error, and runs worse than it could with a warning."""
@@ -53,4 +53,5 @@ def failure(found: str, why: str, todo: str, exit_code: int = EXIT_CONFIG) -> Fi
 
 def failure_of(error: UnbrokenError, why: str) -> Finding:
     """An error that a training would meet as well."""
-    return failure(error.message, why, error.hint, error.exit_code)
+    todo = error.hint or ("Check the network and the endpoint" if isinstance(error, StoreError) else "")
+    return failure(error.message, why, todo, error.exit_code)

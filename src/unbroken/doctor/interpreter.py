@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -65,7 +64,7 @@ def torchrun_help(python: Sequence[str], environment: Mapping[str, str]) -> str:
 
 
 def ask(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str:
-    """What a command writes to its standard output. It and all that it starts are gone afterwards.
+    """What a command writes to its standard output. Where it takes too long, it is killed with all that it started.
 
     Raises:
         NoInterpreterError: it cannot be started, fails, or takes longer than ``seconds``.
@@ -81,10 +80,8 @@ def ask(command: Sequence[str], environment: Mapping[str, str], seconds: float) 
         try:
             output, problems = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)  # it was not waited for yet, so the number is still its own
             raise NoInterpreterError(f"{command[0]} took longer than {seconds:g} s to answer") from error
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != 0:
         last = problems.strip().rpartition("\n")[2][:_LONGEST_LINE]
         raise NoInterpreterError(f"{command[0]} ended with status {process.returncode}: {last or 'nothing was said'}")

@@ -28,7 +28,6 @@ class Place:
         argv: what starts the training, word by word, as for one rank.
         ranks: of all nodes together.
         nodes: machines.
-        gpu: GPUs of a node.
         state: bytes of what a node saves; None where nobody said.
         memory: bytes of host memory that the training takes for itself; None where nobody said.
         shm, scratch: bytes that ``/dev/shm`` and the folder for temporary files should have.
@@ -44,7 +43,6 @@ class Place:
     argv: Sequence[str] = ("python",)
     ranks: int = 1
     nodes: int = 1
-    gpu: int = 0
     state: int | None = None
     memory: int | None = None
     shm: int = _SHM
@@ -69,7 +67,6 @@ class Place:
             argv=job.argv,
             ranks=job.ranks.total,
             nodes=job.ranks.nodes,
-            gpu=needs.gpu,
             state=needs.state,
             memory=needs.memory,
             shm=needs.shm,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from unbroken.doctor.finding import Finding, failure, failure_of, note, sound, warning
 from unbroken.doctor.place import Place
 from unbroken.doctor.probe import Probe, probing
-from unbroken.errors import EXIT_IO, UnbrokenError
+from unbroken.errors import EXIT_IO, AccessError, UnbrokenError
 
 _TEXT = b"unbroken doctor"
 _OWNER = "Create-only puts decide which attempt owns a run: without them two can write to it at once"
@@ -27,24 +27,35 @@ def check_store(place: Place) -> list[Finding]:
         return [note("no run is named, so no store was tried", todo="Give a job file, or --run URI")]
     try:
         with probing(place.uri) as probe:
-            findings = [found for action in _ACTIONS if (found := _tried(probe, *action)) is not None]
+            findings = _try_all(probe)
     except UnbrokenError as error:
         return [failure_of(error, "A run keeps its checkpoints and its journal there")]
-    if probe.failure is not None:
+    if probe.failure is not None and (probe.written or isinstance(probe.failure, AccessError)):
         left = f"; {', '.join(probe.written)} may be left in {probe.store.uri}" if probe.written else ""
         todo = "Let the role delete below this prefix, and delete by hand what is left"
         findings.append(warning(probe.failure.message + left, _WHY["delete"], todo))
     return findings or [sound(f"{', '.join(_WHY)}: all work in {probe.store.uri}")]
 
 
-def _tried(probe: Probe, name: str, action: Callable[[Probe], Finding | None]) -> Finding | None:
-    try:
-        return action(probe)
-    except UnbrokenError as error:
-        if _SKEWED in error.message:
-            why = "The store refuses requests of a machine whose clock is more than 15 minutes off"
-            return failure(error.message, why, "Set this machine's clock by NTP (chrony)", error.exit_code)
-        return failure_of(error, _WHY[name])
+def _try_all(probe: Probe) -> list[Finding]:
+    """What is denied is said for each action; a store that cannot be used at all, once."""
+    findings: list[Finding] = []
+    for name, action in _ACTIONS:
+        try:
+            found = action(probe)
+        except AccessError as error:
+            found = _denied(error, _WHY[name])
+        except UnbrokenError as error:
+            return [*findings, failure_of(error, _WHY[name])]
+        findings += [found] if found is not None else []
+    return findings
+
+
+def _denied(error: AccessError, why: str) -> Finding:
+    if _SKEWED not in error.message:
+        return failure_of(error, why)
+    why = "The store refuses requests of a machine whose clock is more than 15 minutes off"
+    return failure(error.message, why, "Set this machine's clock by NTP (chrony)", error.exit_code)
 
 
 def _put(probe: Probe) -> None:

@@ -34,7 +34,7 @@ def check_interpreter(place: Place) -> list[Finding]:
         return [failure(str(error), "The training cannot start", "Install it, or name another one in the command")]
     findings = [_unbroken(python[0], found), *_torch(python[0], found)]
     if found.torch is not None and findings[-1].severity != "error":
-        findings += _torchrun(python, place)
+        findings += _torchrun(python, found.torch, place)
     return findings
 
 
@@ -58,17 +58,17 @@ def _torch(python: str, found: Versions) -> list[Finding]:
     return [failure(f"{python} has torch {found.torch}", f"Unbroken needs torch {oldest} or newer", _TODO)]
 
 
-def _torchrun(python: Sequence[str], place: Place) -> list[Finding]:
+def _torchrun(python: Sequence[str], torch: str, place: Place) -> list[Finding]:
     several = place.ranks > 1
     why = "Several ranks are started by it" if several else "Several ranks would be started by it; this job has one"
     try:
         missing = missing_options(torchrun_help(python, place.environment))
     except NoInterpreterError as error:
-        found, todo = f"torchrun does not start: {error}", "Install torch again for that interpreter"
+        found, todo = f"torchrun of torch {torch} does not start: {error}", "Install torch again for that interpreter"
         return [failure(found, why, todo) if several else note(found, why, todo)]
     if not missing:
-        return [sound("torchrun takes all the options that are used")]
-    found, todo = f"torchrun knows no {', '.join(missing)}", "Use torch 2.4 or newer"
+        return [sound(f"torchrun of torch {torch} takes all the options that are used")]
+    found, todo = f"torchrun of torch {torch} knows no {', '.join(missing)}", "Use torch 2.4 or newer"
     return [failure(found, why, todo) if several else note(found, why, todo)]
 
 
