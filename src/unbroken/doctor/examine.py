@@ -109,6 +109,7 @@ def _run_within(check: Check, place: Place, seconds: float) -> list[Finding]:
     """In a thread, for some calls into the system or a store cannot be broken off. One that hangs is left behind: its
     own time-outs end it, or the end of the process."""
     result: list[Finding] = []
+    done = threading.Event()  # an interrupted Thread.join takes the thread for ended
 
     def run() -> None:
         try:
@@ -118,15 +119,16 @@ def _run_within(check: Check, place: Place, seconds: float) -> list[Finding]:
         except Exception as error:  # noqa: BLE001 - whatever it is, the other checks go on
             found = f"the check itself failed: {type(error).__name__}: {error}"
             result.append(failure(found, "What it looks at is not known", "Please report this", EXIT_FAILED))
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name=f"unbroken-doctor-{check.name}", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name=f"unbroken-doctor-{check.name}", daemon=True).start()
     try:
-        thread.join(seconds)
+        in_time = done.wait(seconds)
     except BaseException:  # Ctrl-C: what the check wrote must not stay
-        thread.join(_CLEANING_SECONDS)
+        done.wait(_CLEANING_SECONDS)
         raise
-    if thread.is_alive():
+    if not in_time:
         found = f"no answer within {seconds:.0f} s"
         todo = "Check the network and the endpoint; objects named doctor-* may be left behind" if place.uri else ""
         return [failure(found, "A training would hang there as well", todo, check.late_code)]
