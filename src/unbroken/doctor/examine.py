@@ -122,8 +122,8 @@ def _run_within(check: Check, place: Place, seconds: float) -> list[Finding]:
         finally:
             done.set()
 
-    threading.Thread(target=run, name=f"unbroken-doctor-{check.name}", daemon=True).start()
     try:
+        threading.Thread(target=run, name=f"unbroken-doctor-{check.name}", daemon=True).start()
         in_time = done.wait(seconds)
     except BaseException:  # Ctrl-C: what the check wrote must not stay
         done.wait(_CLEANING_SECONDS)
