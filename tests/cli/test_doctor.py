@@ -72,3 +72,13 @@ def test_a_job_and_a_run_are_not_taken_together(tmp_path: Path, capsys: pytest.C
 
 def test_a_missing_job_file_ends_with_10(tmp_path: Path) -> None:
     assert _doctor(str(tmp_path / "job.yaml")) == 10
+
+
+def test_the_job_s_environment_leads_to_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "restored afterwards")
+    job = tmp_path / "job.yaml"
+    job.write_text("name: a\nrun: s3://b/run\nscript: train.py\nenv: {AWS_ENDPOINT_URL: 'no-url-of-the-job'}\n")
+    assert _doctor(str(job), "--only", "store") == 78
+    assert "no-url-of-the-job" in capsys.readouterr().out

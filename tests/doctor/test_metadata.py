@@ -7,7 +7,7 @@ import pytest
 from unbroken.doctor import Place
 from unbroken.doctor.metadata import check_metadata
 from unbroken.notice import Choice
-from unbroken.testing import EC2MetadataService, GCPMetadataService
+from unbroken.testing import EC2MetadataService, GCPMetadataService, KubernetesNodeService
 
 _EC2 = Place(notices=Choice(frozenset({"ec2"})))
 
@@ -71,3 +71,16 @@ def test_silence_where_the_firmware_says_nothing_is_a_note(
     silent = Offer("ec2", asked.source, unknown.why)
     monkeypatch.setattr("unbroken.doctor.metadata.offers", lambda *_, **__: [silent])
     assert [one.severity for one in check_metadata(_EC2)] == ["note"]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_service_account_that_may_not_read_its_node_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    with KubernetesNodeService() as service:
+        service.allow(allowed)
+        monkeypatch.setenv("UNBROKEN_KUBERNETES_API", service.endpoint)
+        monkeypatch.setenv("NODE_NAME", "node-0")
+        (found,) = check_metadata(Place(notices=Choice(frozenset({"kubernetes"}))))
+    assert found.severity == ("ok" if allowed else "warning")
+    assert allowed or "may not read node 'node-0'" in found.found
