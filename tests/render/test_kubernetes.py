@@ -179,6 +179,12 @@ def test_the_command_is_one_that_unbroken_run_takes(nodes: int) -> None:
     assert context.params["command"][-3:] == ("train.py", "--text", "it's: {odd}")
 
 
+def test_a_gang_whose_name_begins_with_a_digit_has_a_service_that_does_not() -> None:
+    job = small(name="3d", ranks={"nodes": 2})
+    assert by_kind(render_kubernetes(job), "JobSet")["spec"]["network"]["subdomain"] == "n-3d"
+    assert "--rdzv-endpoint=3d-workers-0-0.n-3d:29400" in command_of(job)
+
+
 def test_the_pod_may_do_no_more_than_it_must() -> None:
     pod = pod_of(job_of())
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -255,6 +261,7 @@ def test_lint_has_nothing_to_say_of_what_is_rendered() -> None:
         ({"image": None}, None, "image is missing"),
         ({"resources": {"cpu": 1}}, None, "resources.memory is missing"),
         ({"keep": "last=3"}, None, "keep cannot be handed"),
+        ({"kubernetes": {"annotations": {"karpenter.sh/do-not-disrupt": "true"}}}, None, "no SIGTERM would come"),
         ({"run": "/runs/a"}, None, "is gone with the pod"),
         ({}, "nodepool", "kubernetes.karpenter is missing"),
         ({"kubernetes": {"karpenter": {"cluster": "a", "node_role": "b"}}}, "nodepool", "pools are missing"),
@@ -315,7 +322,7 @@ def test_any_job_is_rendered_validly_and_the_same_each_time(job: Job) -> None:
         else:
             kubernetes_validate.validate(data, VERSIONS[0], strict=True)
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", f"{job.name}-workers-0-{job.ranks.nodes - 1}")
-    assert run.make_context("run", command_of(job)[2:]).params["command"][-1] == (job.argv[-1])
+    assert run.make_context("run", command_of(job)[2:]).params["command"][-1] == job.argv[-1].replace("$", "$$")
 
 
 @pytest.mark.parametrize(

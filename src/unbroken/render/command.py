@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from unbroken.errors import ConfigError
-from unbroken.job import Job, under_torchrun
+from unbroken.job import Job, agent_environment, agent_settings, node_command, under_torchrun
 
 GRACE = 100.0
 """Seconds from SIGTERM to the kill; of a notice of 120 s more is not left once it was heard."""
 WORKERS = "workers"
 """Name of the gang's one group of pods in its JobSet."""
 _PORT = 29400
+_JOIN_SECONDS = 1800
+"""For how long the first nodes of a gang wait for the last: they may have to be bought first."""
 
 
 def grace_of(job: Job) -> int:
     """Whole seconds between SIGTERM and the kill."""
     return math.ceil(job.grace if job.grace is not None else GRACE)
+
+
+def subdomain(job: Job) -> str:
+    """Name of the gang's headless service; before Kubernetes 1.34 it must begin with a letter."""
+    return job.name if job.name[0].isalpha() else f"n-{job.name}"
 
 
 def container_command(job: Job) -> list[str]:
@@ -26,46 +32,31 @@ def container_command(job: Job) -> list[str]:
     Raises:
         ConfigError: the job says something that the agent cannot be told.
     """
-    if job.keep is not None:
-        raise ConfigError(
-            "keep cannot be handed to the training yet", kind="keep", hint="Say it in the script: Run(keep=...)"
-        )
-    words = ["unbroken", "run", "--uri", job.run, "--grace", str(grace_of(job))]
-    if job.every is not None:
-        words += ["--every", job.every]
-    if job.notices.off:
-        words += ["--notices", ",".join(f"-{source}" for source in job.notices.off)]
-    if job.limits.max_restarts is not None:
-        words += ["--max-restarts", str(job.limits.max_restarts)]
-    if job.limits.no_progress is not None:
-        words += ["--no-progress-limit", str(job.limits.no_progress)]
-    return [*words, *_pool(job), "--", *training_command(job)]
+    settings = {**agent_settings(job), "grace": grace_of(job)}
+    options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", _text(value))]
+    return ["unbroken", "run", *map(_literal, options), "--", *training_command(job)]
 
 
-def _pool(job: Job) -> list[str]:
-    """A pod cannot learn which pool it got: it is known where there is one alone."""
-    if len(job.pools) != 1:
-        return []
-    (pool,) = job.pools
-    price = pool.price
-    if price is None and job.prices is not None:
-        price = job.prices.spot if pool.market == "spot" else job.prices.on_demand
-    return ["--pool", str(pool)] + ([] if price is None else ["--price", f"{price:g}", "--currency", job.currency])
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _literal(text: str) -> str:
+    """As Kubernetes hands it over unchanged: it replaces ``$(NAME)`` in commands and variables, and ``$$`` by ``$``."""
+    return text.replace("$", "$$")
 
 
 def training_command(job: Job) -> list[str]:
     """What the agent starts: several ranks by torchrun, which meet at the first pod of a gang."""
-    if job.ranks.total == 1:
-        return job.argv
-    ranks = f"--nproc-per-node={job.ranks.per_node}"
     if job.ranks.nodes == 1:
-        return under_torchrun(job.argv, ["--standalone", ranks])
+        return [_literal(word) for word in node_command(job)]
     least = "1:" if job.on_lost_node == "continue" else ""
     return under_torchrun(
-        job.argv,
+        [_literal(word) for word in job.argv],
         [
-            f"--nnodes={least}{job.ranks.nodes}", ranks, "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={job.name}-{WORKERS}-0-0.{job.name}:{_PORT}", f"--rdzv-id={job.name}",
+            f"--nnodes={least}{job.ranks.nodes}", f"--nproc-per-node={job.ranks.per_node}", "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={job.name}-{WORKERS}-0-0.{subdomain(job)}:{_PORT}", f"--rdzv-id={job.name}",
+            f"--rdzv-conf=join_timeout={_JOIN_SECONDS}", "--local-addr=$(POD_IP)",
         ],
     )  # fmt: skip
 
@@ -76,9 +67,10 @@ def environment(job: Job) -> list[dict[str, Any]]:
         # The root file system is read-only: caches go where the pod may write.
         "HOME": {"value": "/tmp"},  # noqa: S108 - the path in the container
     }
-    if job.notices.poll is not None:
-        found["UNBROKEN_NOTICE_POLL"] = {"value": f"{job.notices.poll:g}"}
     if job.kubernetes.read_node:
         found["NODE_NAME"] = {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
-    found |= {name: {"value": value} for name, value in job.env.items()}
+    if job.ranks.nodes > 1:
+        # Ranks are told this address of the first one, which no name service has to know yet.
+        found["POD_IP"] = {"valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    found |= {name: {"value": _literal(value)} for name, value in agent_environment(job).items()}
     return [{"name": name, **value} for name, value in found.items()]

@@ -14,6 +14,7 @@ CONTAINER = "trainer"
 AGENT_BYTES = 256 << 20
 """Host memory of the agent and of the reading threads of a restore."""
 _MEBIBYTE = 1 << 20
+_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
 
 def labels_of(job: Job) -> dict[str, str]:
@@ -37,6 +38,11 @@ def pod_template(job: Job) -> dict[str, Any]:
     """
     settings = job.kubernetes
     metadata: dict[str, Any] = {"labels": labels_of(job)}
+    if _DO_NOT_DISRUPT in settings.annotations:
+        raise ConfigError(
+            f"kubernetes.annotations has {_DO_NOT_DISRUPT}: the node would not be drained even at an interruption, "
+            "and no SIGTERM would come", kind="annotations", hint="Leave it out; node pools move no training that runs",
+        )  # fmt: skip
     if settings.annotations:
         metadata["annotations"] = dict(settings.annotations)
     spec: dict[str, Any] = {

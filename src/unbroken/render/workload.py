@@ -9,7 +9,7 @@ from typing import Any
 
 from unbroken.errors import EXIT_CONFIG, EXIT_INTERRUPTED
 from unbroken.job import Job
-from unbroken.render.command import WORKERS
+from unbroken.render.command import WORKERS, subdomain
 from unbroken.render.document import Document, Path
 from unbroken.render.pod import CONTAINER, labels_of, pod_comments, pod_template, service_account_of
 
@@ -93,7 +93,7 @@ def _jobset(job: Job) -> Document:
                     }
                 ],
             },
-            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": job.name},
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": subdomain(job)},
             "replicatedJobs": [{"name": WORKERS, "replicas": 1, "template": {"spec": child}}],
         },
     }
