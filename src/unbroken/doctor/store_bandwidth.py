@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from random import Random
 
 from unbroken.clock import Clock, format_duration
@@ -29,7 +30,7 @@ def check_bandwidth(place: Place) -> list[Finding]:
         return [note("no run is named, so no store was measured", todo="Give a job file, or --run URI")]
     with probing(place.uri) as probe:
         up, key, size = _upload(probe, place.clock)
-        down = size / _seconds(place.clock, lambda: _read(probe, key, size))
+        down = size / _seconds(place.clock, partial(_read, probe, key, size))
     measured = f"{size_text(up)}/s to the store and {size_text(down)}/s back, by an object of {size_text(size)}"
     return [judged(measured, up, place.state, place.grace)]
 
@@ -60,15 +61,16 @@ def judged(measured: str, up: float, state: int | None, grace: float) -> Finding
 
 
 def _upload(probe: Probe, clock: Clock) -> tuple[float, str, int]:
-    """Bytes a second, and the last object that was sent."""
+    """Bytes a second, and the last object that was sent, with its size."""
     block = Random(0).randbytes(_BLOCK)  # a store that compresses must not look fast
-    rate = 0.0
+    rate, sent = 0.0, (0.0, "", 0)
     for index, size in enumerate(_SIZES):
         if index and size > rate * _ENOUGH:
-            return rate, probe.keys[-1], _SIZES[index - 1]
+            break
         key = probe.key(f"bandwidth-{index}")
-        rate = size / _seconds(clock, lambda key=key, size=size: probe.store.put(key, [block] * (size // _BLOCK)))  # type: ignore[misc]
-    return rate, key, size
+        rate = size / _seconds(clock, partial(probe.store.put, key, [block] * (size // _BLOCK)))
+        sent = (rate, key, size)
+    return sent
 
 
 def _read(probe: Probe, key: str, size: int) -> None:
