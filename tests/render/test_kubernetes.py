@@ -19,6 +19,8 @@ from unbroken.errors import ConfigError
 from unbroken.job import Job, load_job, read_job
 from unbroken.lint import lint_text
 from unbroken.render import EXTRAS, Document, kustomization, render_kubernetes
+from unbroken.render.pod import AGENT_BYTES
+from unbroken.training.memory import slots_that_fit
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ["1.31", "1.34", "1.37"]
@@ -200,11 +202,20 @@ def test_the_pod_may_do_no_more_than_it_must() -> None:
 
 def test_memory_holds_the_training_two_copies_of_its_state_and_what_lies_in_memory_besides() -> None:
     resources = pod_of(job_of())["containers"][0]["resources"]
-    gigabytes = 32 + 2 * 10 + 2
-    assert resources["limits"]["memory"] == resources["requests"]["memory"] == f"{gigabytes * 1024 + 256}Mi"
+    gigabytes = 32 + 2 * 10 + 1 + 2
+    assert resources["limits"]["memory"] == resources["requests"]["memory"] == f"{gigabytes * 1024 + 512}Mi"
     assert resources["limits"]["nvidia.com/gpu"] == 4
     shm = next(volume for volume in pod_of(job_of())["volumes"] if volume["name"] == "shm")
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+
+
+@pytest.mark.parametrize("state", ["1MB", "17GB", "400GiB"])
+def test_in_the_limit_staging_makes_both_slots_while_all_else_is_full(state: str) -> None:
+    job = small(resources={"memory": "3GiB", "state": state, "shm": "1GiB"})
+    limit = int(pod_of(job)["containers"][0]["resources"]["limits"]["memory"].removesuffix("Mi")) << 20
+    assert job.resources.state is not None
+    full = (3 << 30) + (1 << 30) + AGENT_BYTES
+    assert slots_that_fit([job.resources.state] * 2, job.resources.state, limit - full) == 2
 
 
 def test_each_pool_is_a_term_and_spot_comes_first() -> None:

@@ -64,7 +64,7 @@ class Resources(Part):
     memory: Bytes | None = None
     """Host memory of the training itself, without what Unbroken adds for `state`."""
     state: Bytes | None = None
-    """Size of what one node saves: weights, optimizer and all. Twice as much is added to `memory`."""
+    """Size of what one node saves: weights, optimizer and all. More than twice as much is added to `memory`."""
     gpu: int = Field(default=0, ge=0)
     """GPUs."""
     gpu_type: Word | None = None

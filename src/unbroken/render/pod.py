@@ -12,7 +12,9 @@ from unbroken.render.placement import affinity, node_selector
 
 CONTAINER = "trainer"
 AGENT_BYTES = 256 << 20
-"""Host memory of the agent and of the reading threads of a restore."""
+"""Host memory of the agent, or of the reading threads of a restore."""
+_KEPT_BACK = 256 << 20
+"""What staging leaves to others, besides a tenth of the state: with less it makes one copy only."""
 _MEBIBYTE = 1 << 20
 _DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
@@ -145,14 +147,24 @@ def _memory(job: Job) -> int:
             "resources.memory is missing: a pod needs a limit that leaves room for a save", kind="memory",
             hint="Write what the training itself takes, such as memory: 32GiB; room for state and shm is added",
         )  # fmt: skip
-    return resources.memory + 2 * (resources.state or 0) + resources.shm + AGENT_BYTES
+    return resources.memory + _staging(resources.state) + resources.shm + AGENT_BYTES
+
+
+def _staging(state: int | None) -> int:
+    return _KEPT_BACK + (0 if state is None else 2 * state + -(-state // 10))
 
 
 def _memory_reason(job: Job) -> str:
     parts = [f"{_quantity(job.resources.memory or 0)} for the training"]
     if job.resources.state:
-        parts.append(f"two copies of {_quantity(job.resources.state)} of state, which is saved from host memory")
-    parts += [f"{_quantity(job.resources.shm)} of /dev/shm", f"{_quantity(AGENT_BYTES)} for the agent"]
+        parts.append(
+            f"two copies of {_quantity(job.resources.state)} of state, which is saved from host memory, and a "
+            "tenth of it to spare"
+        )
+    parts += [
+        f"{_quantity(job.resources.shm)} of /dev/shm",
+        f"{_quantity(AGENT_BYTES + _KEPT_BACK)} for the agent and others",
+    ]
     more = "" if job.resources.state else " The size of the state was not given (resources.state): saves may be slower."
     return f"Memory: {', '.join(parts)}. Request and limit are one, so that it is there when a notice comes.{more}"
 
