@@ -51,7 +51,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 @pytest.fixture(autouse=True)
 def _quiet_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("UNBROKEN_SOCKET", "UNBROKEN_RUN", "UNBROKEN_EVERY", "UNBROKEN_GRACE", "WORLD_SIZE"):
+    for name in ("UNBROKEN_SOCKET", "UNBROKEN_RUN", "UNBROKEN_EVERY", "UNBROKEN_KEEP", "UNBROKEN_GRACE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     hook = sys.excepthook

@@ -41,15 +41,22 @@ def test_command_that_never_opens_the_run_it_was_given_is_not_finished() -> None
 
 def test_a_job_file_says_what_options_do_not(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(
-        f"name: a\nrun: {tmp_path}/r\nevery: 10min\nenv: {{GREETING: hello}}\nlimits: {{max_restarts: 0}}\n"
-        """command: [sh, -c, 'echo "$UNBROKEN_RUN|$UNBROKEN_EVERY|$GREETING"']\n"""
+        f"name: a\nrun: {tmp_path}/r\nevery: 10min\nkeep: last=3\nenv: {{GREETING: hello}}\n"
+        "limits: {max_restarts: 0}\n"
+        """command: [sh, -c, 'echo "$UNBROKEN_RUN|$UNBROKEN_EVERY|$UNBROKEN_KEEP|$GREETING"']\n"""
     )
     told = unbroken("run", "--job", str(tmp_path / "job.yaml"))
     assert told.returncode == 1, told.stderr
-    assert told.stdout == f"{tmp_path}/r|10min|hello\n"
+    assert told.stdout == f"{tmp_path}/r|10min|last=3|hello\n"
     outranked = unbroken("run", "--every", "5min", "--job", str(tmp_path / "job.yaml"), "--", "sh", "-c", "env")
     assert "UNBROKEN_EVERY=5min" in outranked.stdout
     assert "GREETING=hello" in outranked.stdout
+
+
+def test_a_rule_of_keeping_that_cannot_be_read_ends_with_78() -> None:
+    result = unbroken("run", "--keep", "first=3", "--", "sh", "-c", "exit 0")
+    assert result.returncode == 78
+    assert "first" in result.stderr
 
 
 def test_a_job_file_of_several_nodes_is_refused(tmp_path: Path) -> None:

@@ -20,12 +20,11 @@ def test_what_the_file_does_not_say_keeps_its_default() -> None:
 
 
 def test_what_the_file_says_is_said_to_the_agent() -> None:
-    text = (
-        "every: 10min\ngrace: 95s\nnotices: {off: [gcp, azure], poll: 2s}\nlimits: {max_restarts: 7, no_progress: 3}\n"
-    )
+    text = "every: 10min\nkeep: last=3\ngrace: 95s\nnotices: {off: [gcp, azure], poll: 2s}\n"
+    text += "limits: {max_restarts: 7, no_progress: 3}\n"
     assert agent_settings(job(text)) == {
-        "uri": "s3://b/a", "every": "10min", "grace": "95", "notices": "-gcp,-azure", "max_restarts": 7,
-        "no_progress_limit": 3,
+        "uri": "s3://b/a", "every": "10min", "keep": "last=3", "grace": "95", "notices": "-gcp,-azure",
+        "max_restarts": 7, "no_progress_limit": 3,
     }  # fmt: skip
     assert agent_environment(job(text + "env: {A: 1}\n")) == {"UNBROKEN_NOTICE_POLL": "2", "A": "1"}
 
@@ -49,8 +48,3 @@ def test_ranks_of_one_node_are_started_by_torchrun() -> None:
 def test_several_nodes_are_not_one_machine() -> None:
     with pytest.raises(ConfigError, match="the job has 2 nodes, and this is one machine"):
         node_command(job("ranks: {nodes: 2}\n"))
-
-
-def test_what_cannot_be_handed_on_is_refused_and_not_forgotten() -> None:
-    with pytest.raises(ConfigError, match="keep cannot be handed"):
-        agent_settings(job("keep: last=3\n"))

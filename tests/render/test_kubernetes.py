@@ -32,6 +32,7 @@ run: s3://bucket/runs/pretrain
 image: example.com/train:1.0
 command: [python, train.py, --text, "it's: {odd}"]
 every: 10min
+keep: last=3
 grace: 95s
 notices: {off: [gcp, azure], poll: 2s}
 limits: {max_restarts: 7, no_progress: 3}
@@ -176,6 +177,7 @@ def test_the_command_is_one_that_unbroken_run_takes(nodes: int) -> None:
     context = run.make_context("run", words[2:])
     assert context.params["uri"] == "s3://bucket/runs/pretrain"
     assert (context.params["grace"], context.params["every"]) == ("95", "10min")
+    assert context.params["keep"] == "last=3"
     assert context.params["notices"] == "-gcp,-azure"
     assert (context.params["max_restarts"], context.params["no_progress_limit"]) == (7, 3)
     assert context.params["command"][-3:] == ("train.py", "--text", "it's: {odd}")
@@ -271,7 +273,6 @@ def test_lint_has_nothing_to_say_of_what_is_rendered() -> None:
     [
         ({"image": None}, None, "image is missing"),
         ({"resources": {"cpu": 1}}, None, "resources.memory is missing"),
-        ({"keep": "last=3"}, None, "keep cannot be handed"),
         ({"kubernetes": {"annotations": {"karpenter.sh/do-not-disrupt": "true"}}}, None, "no SIGTERM would come"),
         ({"run": "/runs/a"}, None, "is gone with the pod"),
         ({}, "nodepool", "kubernetes.karpenter is missing"),

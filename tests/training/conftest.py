@@ -156,7 +156,7 @@ def journal(uri: str) -> Callable[[], Journal]:
 @pytest.fixture(autouse=True)
 def _quiet_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No agent, run or cadence of the environment, no metadata service; and the exit hook does not outlive a test."""
-    for name in ("UNBROKEN_SOCKET", "UNBROKEN_RUN", "UNBROKEN_EVERY", "UNBROKEN_GRACE", "WORLD_SIZE"):
+    for name in ("UNBROKEN_SOCKET", "UNBROKEN_RUN", "UNBROKEN_EVERY", "UNBROKEN_KEEP", "UNBROKEN_GRACE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     hook = sys.excepthook

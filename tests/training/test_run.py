@@ -573,6 +573,18 @@ def test_the_environment_outranks_the_script(training, uri, tmp_path, monkeypatc
     assert [record.step for record in elsewhere.state.checkpoints] == [2, 4, 5]
 
 
+def test_a_rule_of_keeping_in_the_environment_outranks_the_script(uri, journal, monkeypatch):
+    monkeypatch.setenv("UNBROKEN_KEEP", "last=2")
+    state = {"numbers": torch.zeros(3)}
+    with unbroken.Run(uri, every=1, keep="every=1", state=state) as run:
+        for step in run.steps(until=8):
+            state["numbers"].fill_(step)
+            deadline = time.monotonic() + 60  # the save of the step before is done, so that none is left out
+            while run._attempt.durable_step < step - 1 and time.monotonic() < deadline:
+                time.sleep(0.01)
+    assert [record.step for record in journal().state.checkpoints] == [7, 8]
+
+
 def test_saves_on_a_cadence_in_time(training, uri, journal):
     attempt = training(uri, every="100ms")
     attempt.train(4, {step: lambda: time.sleep(0.15) for step in range(4)})

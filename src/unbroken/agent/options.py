@@ -16,6 +16,8 @@ class AgentOptions:
     """Run URI that outranks the one in the script, or "" to take the script's."""
     every: str = ""
     """Save cadence that outranks the one in the script, or ""."""
+    keep: str = ""
+    """Which checkpoints to keep, as a text that outranks the script's, or ""."""
     grace: float = DEFAULT_GRACE
     """From a stop signal to the kill."""
     no_progress_limit: int = 5

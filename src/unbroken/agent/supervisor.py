@@ -25,7 +25,7 @@ from unbroken.agent.watch import TICK, Surroundings, Watch
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
 from unbroken.errors import EXIT_INTERRUPTED
 from unbroken.journal import Origin
-from unbroken.link.messages import EVERY_VARIABLE, RUN_VARIABLE, SOCKET_VARIABLE
+from unbroken.link.messages import EVERY_VARIABLE, KEEP_VARIABLE, RUN_VARIABLE, SOCKET_VARIABLE
 from unbroken.notice import default_sources
 
 
@@ -139,4 +139,6 @@ class _Supervisor:
             environment[RUN_VARIABLE] = options.uri
         if options.every:
             environment[EVERY_VARIABLE] = options.every
+        if options.keep:
+            environment[KEEP_VARIABLE] = options.keep
         return environment

@@ -41,6 +41,7 @@ def _from_job(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path
 )  # fmt: skip
 @click.option("--uri", default="", metavar="URI", help="Run URI; outranks the one in the script.")
 @click.option("--every", default="", metavar="CADENCE", help="How often to save; outranks the script's.")
+@click.option("--keep", default="", metavar="RULE", help="Which checkpoints to keep, as last=3; outranks the script's.")
 @click.option(
     "--grace",
     metavar="SECONDS",
@@ -71,6 +72,7 @@ def run(
     ctx: click.Context,
     uri: str,
     every: str,
+    keep: str,
     grace: str | None,
     notices: str,
     no_progress_limit: int,
@@ -97,12 +99,17 @@ def run(
         raise ConfigError(
             "no command was given", kind="command", hint="Write it after two dashes: unbroken run -- python train.py"
         )
+    if keep:
+        from unbroken.checkpoint.retention_text import parse_keep
+
+        parse_keep(keep)
     if notices:
         parse_choice(notices, "--notices")
         os.environ[NOTICES_VARIABLE] = notices  # also for agents that the command may start
     options = AgentOptions(
         uri=uri,
         every=every,
+        keep=keep,
         grace=grace_from(grace),
         no_progress_limit=no_progress_limit,
         max_restarts=max_restarts,

@@ -10,18 +10,11 @@ from unbroken.job.torchrun import under_torchrun
 
 
 def agent_settings(job: Job) -> dict[str, Any]:
-    """The options that the job sets, by the names of their parameters; the others keep their defaults.
-
-    Raises:
-        ConfigError: the job says something that the agent cannot be told.
-    """
-    if job.keep is not None:
-        raise ConfigError(
-            "keep cannot be handed to the training yet", kind="keep", hint="Say it in the script: Run(keep=...)"
-        )
+    """The options that the job sets, by the names of their parameters; the others keep their defaults."""
     settings = {
         "uri": job.run,
         "every": job.every,
+        "keep": job.keep,
         "grace": None if job.grace is None else f"{job.grace:g}",
         "notices": ",".join(f"-{source}" for source in job.notices.off) or None,
         "no_progress_limit": job.limits.no_progress,

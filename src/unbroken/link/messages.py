@@ -23,6 +23,9 @@ RUN_VARIABLE = "UNBROKEN_RUN"
 EVERY_VARIABLE = "UNBROKEN_EVERY"
 """Environment variable with a save cadence that outranks the one in the script."""
 
+KEEP_VARIABLE = "UNBROKEN_KEEP"
+"""Environment variable with a rule for which checkpoints to keep that outranks the one in the script."""
+
 
 LOST_RANK = "lost-rank"
 """Kind of the error of a rank that ends because another one has."""

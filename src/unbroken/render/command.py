@@ -27,11 +27,7 @@ def subdomain(job: Job) -> str:
 
 
 def container_command(job: Job) -> list[str]:
-    """What the container runs, as process 1: the agent, and behind two dashes the training.
-
-    Raises:
-        ConfigError: the job says something that the agent cannot be told.
-    """
+    """What the container runs, as process 1: the agent, and behind two dashes the training."""
     settings = {**agent_settings(job), "grace": grace_of(job)}
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", _text(value))]
     return ["unbroken", "run", *map(_literal, options), "--", *training_command(job)]

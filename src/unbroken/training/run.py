@@ -21,7 +21,16 @@ from unbroken.errors import (
     MismatchError,
     StoreError,
 )
-from unbroken.link.messages import EVERY_VARIABLE, LOST_RANK, RUN_VARIABLE, Bye, SignalReceived, StopAgreed, Stopping
+from unbroken.link.messages import (
+    EVERY_VARIABLE,
+    KEEP_VARIABLE,
+    LOST_RANK,
+    RUN_VARIABLE,
+    Bye,
+    SignalReceived,
+    StopAgreed,
+    Stopping,
+)
 from unbroken.notice.grace import grace_from, warning_from
 from unbroken.policy.observed_hazard import observed_hazard
 from unbroken.store import parse_uri
@@ -74,7 +83,7 @@ class Run:
             saves no more often than what loses the least time then. ``UNBROKEN_EVERY`` outranks it.
         keep: which checkpoints to keep: ``"last=3,every=10000,best=loss"``, or policies (:class:`~unbroken.KeepLast`,
             :class:`~unbroken.KeepEvery`, :class:`~unbroken.KeepBest`), of which any may keep one. The two newest are
-            always kept; the others are deleted after each save. None keeps all.
+            always kept; the others are deleted after each save. None keeps all. ``UNBROKEN_KEEP`` outranks it.
         overlap: copy what only the optimizers change (their parameters and their state) while the next forward and
             backward run; an optimizer's step waits for the copy. Turn it off where the training writes to parameters
             behind torch's back between a step's beginning and ``optimizer.step()`` (through ``.data``, a NumPy view, a
@@ -102,7 +111,7 @@ class Run:
         install_exit_codes()
         self.uri = str(parse_uri(os.environ.get(RUN_VARIABLE) or uri))
         self._every = parse_every(os.environ.get(EVERY_VARIABLE) or every)
-        self._keep = keep_policy(keep)
+        self._keep = keep_policy(os.environ.get(KEEP_VARIABLE) or keep)
         self._overlap = overlap
         self._grace = grace_from()
         self._launcher = Launcher.here()
