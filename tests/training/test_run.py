@@ -348,7 +348,7 @@ def test_a_sigterm_of_torchruns_own_saves_and_is_no_notice_for_the_agent(
 
 
 def test_the_advance_warning_of_a_scheduler_saves_and_stops(training, uri, journal):
-    with pytest.raises(Interrupted, match=r"\(SIGUSR1\); step 7 is durable"):
+    with pytest.raises(Interrupted, match=r"SIGUSR1\); step 7 is durable"):  # or by the agent: rank 0 received it
         training(uri).train(11, {6: lambda: os.kill(os.getpid(), signal.SIGUSR1)})
     [notice] = [notice for record in journal().state.trainings for notice in record.notices]
     assert notice.source == "sigusr1"
