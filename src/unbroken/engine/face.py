@@ -1,4 +1,4 @@
-"""What every engine can do, and what it says about a job. The verbs `launch`, `status`, `logs` and `stop` know no more."""
+"""What every engine can do, and what it says of a job: all that `launch`, `status`, `logs` and `stop` know of one."""
 
 from __future__ import annotations
 
