@@ -18,6 +18,7 @@ from unbroken.journal.events import (
     AttemptEnded,
     CheckpointCommitted,
     CheckpointRetired,
+    Decided,
     Note,
     Notice,
     RunFinished,
@@ -45,6 +46,7 @@ _events: st.SearchStrategy[Event] = st.one_of(
     st.builds(CheckpointRetired, _text, _step),
     st.builds(RunFinished, _step),
     st.builds(Note, _text, _text, st.dictionaries(_text, _json, max_size=3)),
+    st.builds(Decided, _text, _text, _text, _text, st.dictionaries(_text, _seconds, max_size=3)),
 )
 _origins = st.builds(Origin, _text, st.integers(0, 2**22), _text, st.none() | _seconds, _text)
 _numbers = st.integers(1, 99_999_999_999)

@@ -17,7 +17,7 @@ import pytest
 
 from unbroken.errors import DamagedError, FencedError, FormatError, NotFoundError, StoreError
 from unbroken.journal import Journal, Lease, Origin, RunState
-from unbroken.journal.events import CheckpointCommitted, Entry, Note, encode_entry
+from unbroken.journal.events import CheckpointCommitted, Decided, Entry, Note, encode_entry
 from unbroken.journal.journal import RUN_KEY, entry_key
 from unbroken.store import ObjectInfo, Store, open_store
 from unbroken.testing import FakeClock, FaultyStore
@@ -475,3 +475,17 @@ class TestConditions:
         Journal.create(store).claim(HOST)
         with pytest.raises(FencedError):
             journal.require(lease)
+
+
+def test_a_decision_stands_beside_the_attempts(store: Store) -> None:
+    overseer, decided = Journal.create(store), Decided("spot", "greedy", "spot is up", "p4d/a/spot", {"slack": 3.0})
+    overseer.decide(decided, HOST)
+    training = Journal.open(store)
+    lease = training.claim(HOST)
+    overseer.decide(decided, HOST)
+    training.append(note("goes on"), HOST, lease)  # meets the decision, and is not fenced by it
+    found = Journal.open(store)
+    assert [entry.n for entry in found.state.decisions] == [1, 3]
+    assert [(entry.attempt, entry.claim) for entry in found.state.decisions] == [(1, ""), (1, "")]
+    assert texts(found) == ["goes on"]
+    assert not found.state.fences(lease.attempt, lease.claim)

@@ -13,6 +13,7 @@ from unbroken.journal.events import (
     AttemptEnded,
     CheckpointCommitted,
     CheckpointRetired,
+    Decided,
     Note,
     Notice,
     RunFinished,
@@ -228,3 +229,13 @@ def test_folding_in_two_goes_is_folding_in_one(written: list[Written], cut: int)
     for n, (attempt, claim, event) in enumerate(written[cut:], min(cut, len(written)) + 1):
         state.apply(Entry(n, attempt, claim, f"nonce-{n}", float(n), HOST, event))
     assert state == folded(*written)
+
+
+def test_a_decision_counts_without_a_lease_and_changes_nothing_about_the_attempts() -> None:
+    decided = Decided("spot", "greedy", "spot is up", "p4d/a/spot", {"slack": 3.0})
+    state = folded((1, "", decided), (1, "a", CLAIMED), (1, "", decided), (1, "a", commit(10)))
+    assert [entry.event for entry in state.decisions] == [decided, decided]
+    assert (state.ignored, state.owner) == ([], state.attempts[1])
+    assert [record.step for record in state.checkpoints] == [10]
+    alive = folded((1, "a", CLAIMED), (1, "", decided))
+    assert alive.attempts[1].last_seen_at == 1.0  # nobody saw the attempt when the decision was made

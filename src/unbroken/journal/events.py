@@ -112,6 +112,20 @@ class Note(msgspec.Struct, tag="note", frozen=True, omit_defaults=True):
     data: dict[str, Any] = {}
 
 
+class Decided(msgspec.Struct, tag="decided", frozen=True, omit_defaults=True):
+    """What to pay for from here on, by a policy. Whoever looks after the run writes it, and owns no attempt."""
+
+    action: str
+    """``idle``, ``spot`` or ``on-demand``."""
+    policy: str
+    rule: str
+    """Of the policy, which made it."""
+    pool: str = ""
+    """Type/zone/market, where something is to run."""
+    numbers: dict[str, float] = {}
+    """What the rule looked at; hours, money, truth values as 0 and 1."""
+
+
 class Unknown(msgspec.Struct, tag="unknown", frozen=True):
     """An event of a kind that this version does not know: it keeps its number and changes nothing. Never
     written."""
@@ -129,6 +143,7 @@ Event = (
     | CheckpointRetired
     | RunFinished
     | Note
+    | Decided
     | Unknown
 )
 

@@ -16,7 +16,7 @@ import msgspec
 
 from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.errors import DamagedError, FencedError, FormatError, NotFoundError, StoreError
-from unbroken.journal.events import FORMAT, AttemptClaimed, Entry, Event, Origin, decode_entry, encode_entry
+from unbroken.journal.events import FORMAT, AttemptClaimed, Decided, Entry, Event, Origin, decode_entry, encode_entry
 from unbroken.journal.state import RunState
 from unbroken.store import Store
 
@@ -202,6 +202,20 @@ class Journal:
 
         with self._lock:
             return self._append(event, origin, still)
+
+    def decide(self, decision: Decided, origin: Origin) -> Entry:
+        """Add what a policy decided. No lease is needed: it fences nobody and changes nothing about the attempts.
+
+        Raises:
+            StoreError: the storage failed.
+        """
+
+        def beside() -> Lease:
+            owner = self.state.owner
+            return Lease(owner.attempt if owner else 1, "")
+
+        with self._lock:
+            return self._append(decision, origin, beside)
 
     def require(self, lease: Lease) -> None:
         """Read on, and return if ``lease`` still holds the run.

@@ -10,6 +10,7 @@ from unbroken.journal.events import (
     AttemptEnded,
     CheckpointCommitted,
     CheckpointRetired,
+    Decided,
     Entry,
     Note,
     Notice,
@@ -84,6 +85,8 @@ class RunState:
     """The attempt that said so."""
     notes: list[Entry] = field(default_factory=list)
     advisories: list[Entry] = field(default_factory=list)
+    decisions: list[Entry] = field(default_factory=list)
+    """What a policy had done; of no attempt."""
     ignored: list[Entry] = field(default_factory=list)
     """Entries that count for nothing: a fenced attempt wrote them, or they commit a checkpoint a second
     time."""
@@ -122,6 +125,8 @@ class RunState:
         self.tail = entry.n
         if not self._counts(entry):
             self.ignored.append(entry)
+        elif isinstance(entry.event, Decided):
+            self.decisions.append(entry)
         elif isinstance(entry.event, AttemptClaimed):
             record = AttemptRecord(
                 entry.attempt, entry.claim, entry.origin, entry.at,
@@ -134,6 +139,8 @@ class RunState:
     def _counts(self, entry: Entry) -> bool:
         if isinstance(entry.event, AttemptClaimed):
             return entry.attempt == (self.owner.attempt if self.owner else 0) + 1
+        if isinstance(entry.event, Decided):
+            return True
         if isinstance(entry.event, CheckpointCommitted) and entry.event.manifest in self._committed:
             return False  # a commit whose outcome was unknown was made again: the first one stands
         return self.owner is not None and not self.fences(entry.attempt, entry.claim)
