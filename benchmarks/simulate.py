@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from results import host_facts
 
+from unbroken.policy.choice import POLICIES
 from unbroken.policy.decision import Terms
 from unbroken.simulate.replay import World
-from unbroken.simulate.study import POLICIES, Question, ask
+from unbroken.simulate.study import Question, ask
 from unbroken.simulate.trace import Trace
 
 GAP = 195.0 / 3600.0

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from unbroken.errors import ConfigError
+from unbroken.policy.choice import POLICIES
 from unbroken.policy.decision import Terms
 from unbroken.simulate.ranking import bound_of, choose, rows_of
 from unbroken.simulate.replay import World
 from unbroken.simulate.saving import NO_SAVES, Saving
-from unbroken.simulate.study import POLICIES, Question, ask
+from unbroken.simulate.study import Question, ask
 from unbroken.simulate.trace import Trace
 
 

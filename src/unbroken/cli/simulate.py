@@ -87,9 +87,10 @@ def simulate(job: Path, **options: Any) -> None:
 
 
 def _question(job: Job, traces: list[Trace], options: dict[str, Any]) -> Question:
+    from unbroken.policy.choice import POLICIES
     from unbroken.policy.decision import Terms
     from unbroken.simulate.replay import World
-    from unbroken.simulate.study import POLICIES, Question
+    from unbroken.simulate.study import Question
 
     if job.prices is None:
         raise ConfigError("the job has no prices", kind="job", hint="Write prices: {on_demand: 25.0, spot: 8.33}")

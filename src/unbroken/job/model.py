@@ -179,6 +179,8 @@ class Job(Part):
     """When it must be finished: a moment with its time zone, or a duration from the start of the run."""
     expected_hours: Positive | None = None
     """Hours of training without any interruption."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of the whole training. With `expected_hours` it tells how much work a checkpoint is worth."""
     pools: list[Pool] = Field(default=[])
     """Where it may run."""
     prices: Prices | None = None

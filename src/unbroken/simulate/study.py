@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from unbroken.errors import ConfigError
-from unbroken.policy.deadline import Greedy, OnDemandOnly, SafetyNet, SpotOnly, UniformProgress
-from unbroken.policy.decision import Policy, Terms
-from unbroken.policy.programme import Programme
+from unbroken.policy.choice import POLICIES, check_policy, make_policy
+from unbroken.policy.decision import Terms
 from unbroken.policy.stays import Seen, StayRates, stays_of
 from unbroken.simulate.omniscient import omniscient_costs
 from unbroken.simulate.replay import Chances, Outcomes, World, replay
 from unbroken.simulate.saving import NO_SAVES, Saving
 from unbroken.simulate.trace import trace_error
 
-POLICIES = ("on-demand", "spot-only", "greedy", "uniform", "uniform-plain", "programme")
 BOUND = "omniscient"
 
 
@@ -44,8 +41,7 @@ class Question:
 
     def __post_init__(self) -> None:
         for name in self.policies:
-            if name not in POLICIES:
-                raise ConfigError(f"there is no policy {name!r}", kind="policy", hint=f"They are {', '.join(POLICIES)}")
+            check_policy(name)
         for name, world in self.worlds:
             if world.ticks < self.window(world):
                 found = f"it covers {world.ticks * world.gap:.1f} h, and a run may take {self.terms.allowed:.1f} h"
@@ -165,14 +161,3 @@ def learnt(question: Question, unit: Unit) -> StayRates:
         if index == unit.world:
             here.add(stays)
     return here.rates(everywhere.rates())
-
-
-def make_policy(name: str, terms: Terms, rates: Callable[[], StayRates]) -> Policy:
-    """A policy by its name, as used in production too; ``terms`` with the saves in them."""
-    if name == "programme":
-        return SafetyNet(Programme(terms, rates()))
-    plain: dict[str, Policy] = {
-        policy.name: policy
-        for policy in (OnDemandOnly(), SpotOnly(), Greedy(), UniformProgress(), UniformProgress(hysteresis=False))
-    }
-    return plain[name]
