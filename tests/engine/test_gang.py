@@ -13,6 +13,7 @@ import pytest
 
 from unbroken.engine import AgentSettings, Launch, LocalGang, Node
 from unbroken.engine.gang import Parting
+from unbroken.engine.placement import Seat
 from unbroken.errors import ChildError
 from unbroken.testing import FakeClock
 
@@ -260,3 +261,46 @@ def test_a_node_that_is_lost_while_the_others_leave_hurries_them() -> None:
     nodes[1].returncode = -9
     rule.press()
     assert done_to(nodes) == [(0, 0), (0, 0), (1, 0)]
+
+
+class Ordered:
+    """A placement that gives these seats, and tells a start to leave once it is ready."""
+
+    def __init__(self, *seats: Seat) -> None:
+        self.seats = list(seats)
+        self.ready = False
+
+    def next_seat(self) -> Seat | None:
+        self.ready = False
+        return self.seats.pop(0) if self.seats else None
+
+    def leave_now(self) -> int | None:
+        return signal.SIGTERM if self.ready else None
+
+
+def test_a_placement_says_where_each_start_goes_and_when_it_leaves(tmp_path: Path) -> None:
+    ordered = Ordered(Seat("p4d/a/spot", 8.0), Seat("p4d/on-demand", 24.0))
+
+    def look(launch: Launch) -> None:
+        ordered.ready = "ready" in launch.log_tail()
+
+    looking = Onlooking(look)
+    node = Node([sys.executable, "-c", SLEEP])
+    launches = LocalGang(
+        lambda: [node], AgentSettings(grace="5", max_restarts=0), name="train", logs=tmp_path / "logs",
+        timeout=PATIENCE, placement=ordered,
+    ).run(looking)  # fmt: skip
+    assert [launch.returncode for launch in launches] == [75, 75]
+    assert ordered.seats == []
+
+
+def test_who_is_told_to_leave_by_the_placement_and_does_not_is_killed() -> None:
+    rule, nodes, clock = parting()
+    rule.tell(signal.SIGTERM)
+    clock.advance(44.9)
+    rule.press()
+    assert done_to(nodes) == [(1, 0)] * 3
+    nodes[0].returncode = 75
+    clock.advance(0.2)
+    rule.press()
+    assert done_to(nodes) == [(1, 0), (1, 1), (1, 1)]

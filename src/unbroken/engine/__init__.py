@@ -2,8 +2,7 @@
 
 from unbroken.engine.gang import LocalGang, Node
 from unbroken.engine.launch import Launch, Watcher
-from unbroken.engine.local import LocalEngine
 from unbroken.engine.settings import AgentSettings
 from unbroken.engine.torchrun import Layout
 
-__all__ = ["AgentSettings", "Launch", "Layout", "LocalEngine", "LocalGang", "Node", "Watcher"]
+__all__ = ["AgentSettings", "Launch", "Layout", "LocalGang", "Node", "Watcher"]

@@ -7,12 +7,13 @@ import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
 from unbroken.engine.launch import Launch, Watcher
+from unbroken.engine.placement import Anywhere, Placement, Seat
 from unbroken.engine.settings import AgentSettings
 from unbroken.errors import EXIT_FINISHED, EXIT_INTERRUPTED, AccessError, ChildError
 from unbroken.notice.grace import grace_from
@@ -56,6 +57,7 @@ class LocalGang:
         max_starts: how often all of them may be started.
         timeout: seconds for all of it.
         patience: seconds; None for what an agent may need with the grace period of the settings.
+        placement: where each start goes, and when it must leave.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class LocalGang:
         max_starts: int = 100,
         timeout: float = float("inf"),
         patience: float | None = None,
+        placement: Placement | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        self._placement = placement or Anywhere()
         self._nodes = nodes
         self._settings = settings
         self._name = f"`{name}`"
@@ -82,10 +86,11 @@ class LocalGang:
         self._clock = clock
 
     def run(self, watcher: Watcher) -> list[Launch]:
-        """Start the nodes until all agents say that the run is finished.
+        """Start the nodes until all agents say that the run is finished, or the placement wants no start any more.
 
         Returns:
-            the launches, all ended, in the order of starts and nodes; those of the last start left with 0.
+            the launches, all ended, in the order of starts and nodes; where the run is finished, those of the last
+            start left with 0.
 
         Raises:
             AccessError: the folder for the logs cannot be made.
@@ -99,7 +104,10 @@ class LocalGang:
         # A short path: it must fit into the address of a Unix socket.
         with tempfile.TemporaryDirectory(prefix="unbroken-") as folder:
             for number in count(1):
-                together = self._start(number, Path(folder), watcher, deadline)
+                seat = self._placement.next_seat()
+                if seat is None:
+                    break
+                together = self._start(number, seat, Path(folder), watcher, deadline)
                 launches += together
                 if all(launch.returncode == EXIT_FINISHED for launch in together):
                     break
@@ -115,16 +123,19 @@ class LocalGang:
                 hint="Work in a folder that this user may write",
             ) from error  # fmt: skip
 
-    def _start(self, number: int, folder: Path, watcher: Watcher, deadline: float) -> list[Launch]:
+    def _start(self, number: int, seat: Seat, folder: Path, watcher: Watcher, deadline: float) -> list[Launch]:
         """Start all nodes once and follow them until none of them lives."""
         nodes = self._nodes()
+        settings = self._settings
+        if seat.pool:
+            settings = replace(settings, pool=seat.pool, price=seat.price)
         launches: list[Launch] = []
         with ExitStack() as owned:
             for index, node in enumerate(nodes):
                 place = f"{number}-node-{index}" if len(nodes) > 1 else str(number)
                 launch = Launch(
                     number,
-                    [*self._settings.arguments(), "--", *node.command],
+                    [*settings.arguments(), "--", *node.command],
                     {**os.environ, **node.environment},
                     log=self._logs / f"{self._prefix}-{place}.log",
                     runtime_dir=folder / place,
@@ -139,8 +150,12 @@ class LocalGang:
 
     def _follow(self, launches: Sequence[Launch], watcher: Watcher, deadline: float) -> None:
         parting = Parting(launches, self._patience, self._clock)
-        living = list(launches)
+        living, told = list(launches), False
         while living:
+            number = None if told else self._placement.leave_now()
+            if number is not None:
+                told = True
+                parting.tell(number)
             for launch in tuple(living):
                 if launch.returncode is None:
                     watcher.watch(launch)
@@ -191,18 +206,22 @@ class Parting:
         """Do what is due now; to be called again and again."""
         codes = [launch.returncode for launch in self._launches]
         gone = {code for code in codes if code not in (None, EXIT_FINISHED)}
-        if not gone or None not in codes:
+        if None not in codes or (not gone and self._told_at is None):
             return
         now = self._clock.monotonic()
         if self._first_gone_at is None:
             self._first_gone_at = now
         if self._told_at is None and (gone != {EXIT_INTERRUPTED} or now >= self._first_gone_at + self._patience):
-            self._told_at = now
-            for launch in self._living():
-                launch.signal(signal.SIGTERM)
+            self.tell(signal.SIGTERM)
         if self._told_at is not None and now >= self._told_at + self._patience:
             for launch in self._living():
                 launch.kill()
+
+    def tell(self, number: int) -> None:
+        """Send this signal to the agents that live, and SIGKILL to what is left of them ``patience`` seconds later."""
+        self._told_at = self._clock.monotonic()
+        for launch in self._living():
+            launch.signal(number)
 
     def _living(self) -> list[Launch]:
         return [launch for launch in self._launches if launch.returncode is None]

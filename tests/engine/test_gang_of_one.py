@@ -1,4 +1,4 @@
-"""The local engine: starts again by the exit contract, and leaves no process behind."""
+"""A gang of one node: started again by the exit contract, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from unbroken.engine import AgentSettings, Launch, LocalEngine
+from unbroken.engine import AgentSettings, Launch, LocalGang, Node
 from unbroken.errors import ChildError
 from unbroken.journal import Journal
 from unbroken.store import open_store
@@ -54,15 +54,16 @@ class Onlooking:
         self.over.append(launch.returncode)
 
 
-def engine(
+def gang(
     folder: Path, *code: str, starts: int = 5, timeout: float = PATIENCE, restarts: int = 0, trains: bool = True
-) -> LocalEngine:
-    """An engine for a command that opens the run at ``folder``, or for one that need not open any."""
-    return LocalEngine(
-        [sys.executable, "-c", *code],
+) -> LocalGang:
+    """A gang for a command that opens the run at ``folder``, or for one that need not open any."""
+    node = Node([sys.executable, "-c", *code], {"AWS_EC2_METADATA_DISABLED": "true"})
+    return LocalGang(
+        lambda: [node],
         AgentSettings(uri=str(folder / "run") if trains else "", max_restarts=restarts, grace="10"),
+        name="train",
         logs=folder / "logs",
-        environment={"AWS_EC2_METADATA_DISABLED": "true"},
         max_starts=starts,
         timeout=timeout,
     )
@@ -75,7 +76,7 @@ def assert_nothing_lives(launch: Launch) -> None:
 
 def test_a_command_that_is_finished_is_started_once(tmp_path: Path) -> None:
     looking = Onlooking()
-    (launch,) = engine(tmp_path, "print('hello')", trains=False).run(looking)
+    (launch,) = gang(tmp_path, "print('hello')", trains=False).run(looking)
     assert (launch.returncode, launch.number, looking.over) == (0, 1, [0])
     assert "hello" in launch.log_tail()
     assert launch.ended_at is not None
@@ -96,7 +97,7 @@ def test_an_interrupted_run_is_started_again_and_goes_on(tmp_path: Path) -> None
     def committed() -> int:
         return len(list((tmp_path / "run" / "manifests").glob("*.json")))
 
-    launches = engine(tmp_path, TRAINING).run(Onlooking(interrupt))
+    launches = gang(tmp_path, TRAINING).run(Onlooking(interrupt))
     assert [launch.returncode for launch in launches] == [75, 0]
     state = Journal.open(open_store(str(tmp_path / "run"))).state
     assert state.finished_step == 40
@@ -107,7 +108,7 @@ def test_an_interrupted_run_is_started_again_and_goes_on(tmp_path: Path) -> None
 def test_a_command_that_fails_is_not_started_again(tmp_path: Path) -> None:
     looking = Onlooking()
     with pytest.raises(ChildError, match="ended with 1") as caught:
-        engine(tmp_path, "raise SystemExit('no such data')").run(looking)
+        gang(tmp_path, "raise SystemExit('no such data')").run(looking)
     assert (caught.value.kind, caught.value.returncode) == ("exit", 1)
     assert "no such data" in caught.value.hint
     assert len(looking.launches) == 1
@@ -116,7 +117,7 @@ def test_a_command_that_fails_is_not_started_again(tmp_path: Path) -> None:
 def test_an_agent_that_is_killed_is_started_again_so_many_times_and_no_more(tmp_path: Path) -> None:
     looking = Onlooking(lambda launch: launch.kill())
     with pytest.raises(ChildError, match="not finished after 3 starts") as caught:
-        engine(tmp_path, "import time; time.sleep(600)", starts=3).run(looking)
+        gang(tmp_path, "import time; time.sleep(600)", starts=3).run(looking)
     assert caught.value.kind == "starts"
     assert looking.over == [-9, -9, -9]
 
@@ -128,7 +129,7 @@ def stray_is_there(launch: Launch) -> bool:
 def test_time_that_is_up_ends_every_process(tmp_path: Path) -> None:
     looking = Onlooking()
     with pytest.raises(ChildError, match="not finished after") as caught:
-        engine(tmp_path, STRAY, timeout=2.0).run(looking)
+        gang(tmp_path, STRAY, timeout=2.0).run(looking)
     assert caught.value.kind == "timeout"
     assert_nothing_lives(looking.launches[0])
 
@@ -143,7 +144,7 @@ def test_an_exception_leaves_no_process_even_outside_the_tree(tmp_path: Path) ->
 
     looking = Onlooking(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        engine(tmp_path, STRAY).run(looking)
+        gang(tmp_path, STRAY).run(looking)
     assert found[0].pid == looking.launches[0].agent_pid
     assert_nothing_lives(looking.launches[0])
     _, alive = psutil.wait_procs(found, timeout=10)
@@ -151,7 +152,7 @@ def test_an_exception_leaves_no_process_even_outside_the_tree(tmp_path: Path) ->
 
 
 def test_processes_of_others_are_not_touched(tmp_path: Path) -> None:
-    (launch,) = engine(tmp_path, "pass", trains=False).run(Onlooking())
+    (launch,) = gang(tmp_path, "pass", trains=False).run(Onlooking())
     launch.kill()
     assert psutil.pid_exists(os.getpid())
     assert launch.signal(signal.SIGTERM) is False
