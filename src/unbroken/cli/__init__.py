@@ -16,6 +16,9 @@ from unbroken.version import __version__
 # here so that `unbroken --help` imports none of the modules.
 _VERBS = {
     "run": ("unbroken.cli.run", "Start a training command here and keep it going."),
+    "launch": ("unbroken.cli.launch", "Have an engine run a job until it is finished."),
+    "logs": ("unbroken.cli.logs", "Print what a job's training printed, over all of its starts."),
+    "stop": ("unbroken.cli.stop", "Have a job save and end; launch goes on with it."),
     "drill": ("unbroken.cli.drill", "Interrupt a run on purpose and prove that it resumes bit for bit."),
     "status": ("unbroken.cli.status", "Say how a run stands: attempts, steps, last durable checkpoint."),
     "ls": ("unbroken.cli.ls", "List a run's checkpoints."),

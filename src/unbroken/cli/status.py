@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from unbroken.cli.engines import document, engine_for, engine_option, is_job_file, print_standing
 from unbroken.clock import SYSTEM_CLOCK, format_duration, format_time
 
 if TYPE_CHECKING:
@@ -29,20 +31,30 @@ _STATES = {
 
 @click.command(short_help="Say how a run stands: attempts, steps, last durable checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md names the keys.")
-@click.argument("uri")
-def status(uri: str, as_json: bool) -> None:
-    """Say how the run at URI stands, by its journal."""
+@engine_option
+@click.argument("uri", metavar="URI|JOB")
+def status(uri: str, engine: str, as_json: bool) -> None:
+    """Say how the run at URI stands, by its journal; of a JOB file also how its engine has it."""
     from unbroken.cli.reading import open_run, print_json
     from unbroken.report import cost_of, summarise
     from unbroken.report.text import make_console
 
+    standing = None
+    if is_job_file(uri):
+        from unbroken.job import load_job
+
+        job = load_job(Path(uri))
+        standing, uri = engine_for(engine, job).status(job.name), job.run
+        if not as_json:
+            print_standing(make_console(), standing)
     journal = open_run(uri)
     info = journal.info
     summary = summarise(
         journal.store.uri, info.run, info.created_at, journal.entries, journal.state, SYSTEM_CLOCK.now()
     )
     if as_json:
-        print_json(_document(summary, [(cost.amount, cost.currency) for cost in cost_of(summary.attempts)]))
+        built = _document(summary, [(cost.amount, cost.currency) for cost in cost_of(summary.attempts)])
+        print_json(built if standing is None else {**built, "job": document(standing)})
     else:
         _print(make_console(), summary, [str(cost) for cost in cost_of(summary.attempts)])
 

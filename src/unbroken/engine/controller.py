@@ -82,6 +82,11 @@ class Controller:
         """Hours since the run was made."""
         return max(0.0, self._clock.now() - self._journal.info.created_at) / self._hour
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run was finished when the journal was last read."""
+        return self._journal.state.finished_step is not None
+
     def order(self, running: Order, up: Mapping[str, bool]) -> Order:
         """What to do until something changes.
 

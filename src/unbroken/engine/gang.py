@@ -141,6 +141,7 @@ class LocalGang:
                     runtime_dir=folder / place,
                     clock=self._clock,
                     node=index,
+                    pool=settings.pool,
                 )
                 owned.callback(launch.kill)
                 launches.append(launch)

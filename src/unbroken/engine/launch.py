@@ -37,6 +37,7 @@ class Launch:
         runtime_dir: where the agent puts its socket and status.
         clock: for ``started_at`` and ``ended_at``, wall-clock seconds.
         node: which one of those that were started together, counted from 0.
+        pool: where it is thought to run; for those who look on.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Launch:
         runtime_dir: Path,
         clock: Clock,
         node: int = 0,
+        pool: str = "",
     ) -> None:
         self.number = number
         self.node = node
+        self.pool = pool
         self.log = log
         self.runtime_dir = runtime_dir
         self.ended_at: float | None = None

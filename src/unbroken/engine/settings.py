@@ -11,6 +11,7 @@ class AgentSettings:
 
     uri: str = ""
     every: str = ""
+    keep: str = ""
     grace: str = ""
     pool: str = ""
     price: float | None = None
@@ -23,6 +24,7 @@ class AgentSettings:
         given = {
             "--uri": self.uri,
             "--every": self.every,
+            "--keep": self.keep,
             "--grace": self.grace,
             "--pool": self.pool,
             "--price": self.price,

@@ -8,6 +8,7 @@ from unbroken.job.kubernetes import DISRUPTED, Kubernetes, TerminationHandler, T
 from unbroken.job.load import load_job, read_job
 from unbroken.job.model import EC2, Job, Limits, Market, Notices, Pool, Prices, Ranks, Resources
 from unbroken.job.schema import job_schema
+from unbroken.job.stored import store_job, stored_job
 from unbroken.job.torchrun import split_training, under_torchrun
 from unbroken.job.values import parse_size
 
@@ -34,5 +35,7 @@ __all__ = [
     "parse_size",
     "read_job",
     "split_training",
+    "store_job",
+    "stored_job",
     "under_torchrun",
 ]

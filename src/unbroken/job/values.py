@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo, WithJsonSchema
 
 from unbroken.checkpoint.retention_text import parse_keep
 from unbroken.clock import parse_duration, parse_time
@@ -16,6 +16,10 @@ from unbroken.store.uri import parse_uri
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?)B?\s*")
 _FACTORS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _FACTORS |= {f"{letter}i": 1024**power for power, letter in enumerate("KMGT", 1)}
+
+
+IN_BASE_UNITS = {"units": "base"}
+"""Context of a validation whose durations are seconds and sizes bytes; people must write a unit."""
 
 
 def parse_size(text: str) -> int:
@@ -47,7 +51,9 @@ def _keep(value: str) -> str:
     return value.strip()
 
 
-def _seconds(value: Any) -> Any:
+def _seconds(value: Any, info: ValidationInfo) -> Any:
+    if info.context == IN_BASE_UNITS:
+        return value
     if not isinstance(value, str):
         raise ConfigError(
             f"{value!r} is not a duration with its unit", kind="duration", hint="Write it as 2min, 100s or 1h30min"
@@ -55,7 +61,9 @@ def _seconds(value: Any) -> Any:
     return parse_duration(value)
 
 
-def _size(value: Any) -> Any:
+def _size(value: Any, info: ValidationInfo) -> Any:
+    if info.context == IN_BASE_UNITS:
+        return value
     return parse_size(value if isinstance(value, str) else repr(value))
 
 
