@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unbroken.clock import format_time
+from unbroken.clock import format_duration
 from unbroken.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from unbroken.engine.face import Engine, Standing
+    from unbroken.engine.face import Engine, Place, Standing
     from unbroken.job import Job
 
 _EXTRAS = {"local": "", "kubernetes": "kubernetes", "ec2": "aws"}
@@ -63,11 +63,18 @@ def print_standing(console: Console, standing: Standing) -> None:
     console.print(f"job {standing.name}: {standing.state} ({standing.engine}, {standing.where}){reason}", markup=False)
     if not standing.places:
         return
-    table = make_table("place", "state", "pool", "host", "began", "exit", "why", right=("exit",))
+    began = [place.began_at for place in standing.places if place.began_at is not None]
+    table = make_table("place", "pool", "host", "began", "state", right=("began",))
     for place in standing.places:
         table.add_row(
-            place.name, place.state, place.pool or "-", place.host or "-",
-            "-" if place.began_at is None else format_time(place.began_at),
-            "" if place.exit_code is None else str(place.exit_code), place.reason,
+            place.name, place.pool or "-", place.host or "-",
+            "-" if place.began_at is None else f"+{format_duration(place.began_at - min(began))}",
+            _words(place),
         )  # fmt: skip
     console.print(table)
+
+
+def _words(place: Place) -> str:
+    """How a place stands, such as `ended with 75: interrupted`."""
+    code = "" if place.exit_code is None else f" with {place.exit_code}"
+    return f"{place.state}{code}" + (f": {place.reason}" if place.reason else "")

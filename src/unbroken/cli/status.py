@@ -9,6 +9,7 @@ import click
 
 from unbroken.cli.engines import document, engine_for, engine_option, is_job_file, print_standing
 from unbroken.clock import SYSTEM_CLOCK, format_duration, format_time
+from unbroken.errors import NotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +48,16 @@ def status(uri: str, engine: str, as_json: bool) -> None:
         standing, uri = engine_for(engine, job).status(job.name), job.run
         if not as_json:
             print_standing(make_console(), standing)
-    journal = open_run(uri)
+    try:
+        journal = open_run(uri)
+    except NotFoundError:
+        if standing is None:
+            raise
+        if as_json:
+            print_json({"job": document(standing)})
+        else:
+            click.echo(f"run {uri}: no attempt has begun")
+        return
     info = journal.info
     summary = summarise(
         journal.store.uri, info.run, info.created_at, journal.entries, journal.state, SYSTEM_CLOCK.now()

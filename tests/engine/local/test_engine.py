@@ -17,9 +17,8 @@ import pytest
 
 from unbroken.engine.face import Standing, State
 from unbroken.engine.local import LocalEngine
-from unbroken.engine.local.folder import JobFolder
+from unbroken.engine.local.folder import JOB_VARIABLE, JobFolder
 from unbroken.engine.local.market import Market, check_market
-from unbroken.engine.local.supervisor import JOB_VARIABLE
 from unbroken.errors import ConfigError, NotFoundError, UnbrokenError
 from unbroken.job import Job
 from unbroken.journal import Journal
@@ -148,6 +147,20 @@ def _of(process: psutil.Process, folder: Path) -> bool:
         return process.environ().get(JOB_VARIABLE) == str(folder)
     except (psutil.Error, OSError):
         return False
+
+
+def test_a_job_is_run_where_it_was_launched(
+    engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    engine.launch(job(tmp_path, "import os; print(os.getcwd()); raise SystemExit(3)"))
+    ended(engine)
+    assert str(tmp_path / "one") in list(engine.logs("job"))
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(ConfigError, match=r"directory: .*/one, now .*/two"):
+        engine.launch(job(tmp_path, "import os; print(os.getcwd()); raise SystemExit(3)"))
 
 
 @pytest.mark.slow

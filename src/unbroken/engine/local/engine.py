@@ -16,8 +16,7 @@ import psutil
 
 from unbroken.clock import SYSTEM_CLOCK, Clock, format_duration
 from unbroken.engine.face import Standing, State
-from unbroken.engine.local.folder import Definition, JobFolder
-from unbroken.engine.local.supervisor import JOB_VARIABLE
+from unbroken.engine.local.folder import JOB_VARIABLE, Definition, JobFolder
 from unbroken.errors import ConfigError, NotFoundError, UnbrokenError
 from unbroken.job import Job, store_job
 
@@ -46,7 +45,7 @@ class LocalEngine:
     def launch(self, job: Job, *, replace: bool = False, market: dict[str, Any] | None = None) -> Standing:
         """As the face says; with ``market`` in a recorded one (:class:`unbroken.engine.local.market.Market`)."""
         folder = JobFolder(self._root, job.name)
-        wanted = Definition(store_job(job), market)
+        wanted = Definition(store_job(job), str(Path.cwd()), market)
         known = folder.definition()
         if known is not None and known != wanted and not replace:
             raise ConfigError(
@@ -189,6 +188,8 @@ def _difference(known: Definition, wanted: Definition) -> str:
         for name in sorted({*known.job, *wanted.job})
         if known.job.get(name) != wanted.job.get(name)
     ]
+    if known.directory != wanted.directory:
+        changed.append(f"directory: {known.directory}, now {wanted.directory}")
     if known.market != wanted.market:
         changed.append(f"market: {known.market!r}, now {wanted.market!r}")
     return "; ".join(changed)

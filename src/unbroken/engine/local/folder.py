@@ -19,11 +19,17 @@ _T = TypeVar("_T")
 _STARTS = re.compile(r"agent-(\d+)(?:-node-(\d+))?\.log")
 
 
+JOB_VARIABLE = "UNBROKEN_JOB"
+"""Environment variable with the job's folder, in every process of the job: finds them when their supervisor died."""
+
+
 class Definition(msgspec.Struct, frozen=True):
     """What was launched."""
 
     job: dict[str, Any]
-    """As the job file has it, with every value that it left out."""
+    """As :func:`unbroken.job.store_job` has it."""
+    directory: str
+    """In which the command is started."""
     market: dict[str, Any] | None = None
     """The recorded world that it runs in; None for this machine as it is."""
 

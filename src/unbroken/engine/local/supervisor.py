@@ -18,17 +18,23 @@ from unbroken.clock import SYSTEM_CLOCK, Clock
 from unbroken.engine.face import Place, State
 from unbroken.engine.gang import LocalGang, Node
 from unbroken.engine.launch import Launch
-from unbroken.engine.local.folder import JobFolder, Written
+from unbroken.engine.local.folder import JOB_VARIABLE, JobFolder, Written
 from unbroken.engine.local.market import market_placement
 from unbroken.engine.placement import Anywhere, Placement, Seat
 from unbroken.engine.settings import AgentSettings
 from unbroken.engine.torchrun import Layout
-from unbroken.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, ChildError, NotFoundError, UnbrokenError
+from unbroken.errors import (
+    EXIT_FAILED,
+    EXIT_FINISHED,
+    EXIT_INTERRUPTED,
+    ChildError,
+    ConfigError,
+    NotFoundError,
+    UnbrokenError,
+)
 from unbroken.job import Job, agent_environment, agent_settings, stored_job
 from unbroken.notice.choice import NOTICES_VARIABLE
 
-JOB_VARIABLE = "UNBROKEN_JOB"
-"""Environment variable with the job's folder, in every process of the job: who finds them when a supervisor died."""
 _MOST_STARTS = 1_000_000
 """The agents stop by themselves where starts bring no progress; interruptions alone have no bound."""
 _KEPT_PLACES = 200
@@ -71,7 +77,7 @@ class Scribe:
     def ended(self, launch: Launch) -> None:
         place = self._places[self._at[launch]]
         self._places[self._at[launch]] = _ended(place, launch)
-        self.write(State.STOPPING if self._told.is_set() else State.RUNNING)
+        self.write(State.RUNNING if any(place.state == "running" for place in self._places) else State.WAITING)
 
     def write(self, state: State, reason: str = "") -> None:
         self._folder.write(Written(state, reason, self._places[-_KEPT_PLACES:], self._told.is_set()))
@@ -117,6 +123,7 @@ def supervise(folder: JobFolder, output: TextIO, clock: Clock = SYSTEM_CLOCK) ->
     scribe = Scribe(folder, told)
     scribe.write(State.WAITING)
     try:
+        _enter(definition.directory)
         job = stored_job(definition.job)
         inner: Placement = Anywhere()
         if definition.market is not None:
@@ -134,6 +141,16 @@ def supervise(folder: JobFolder, output: TextIO, clock: Clock = SYSTEM_CLOCK) ->
     over = done or not told.is_set()  # a placement ends a run that is finished already
     scribe.write(State.FINISHED if over else State.STOPPED)
     return EXIT_FINISHED if over else EXIT_INTERRUPTED
+
+
+def _enter(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise ConfigError(
+            f"the job was launched in {directory}, which cannot be entered ({error.strerror})", kind="directory",
+            hint="Launch it where its files are, with --replace",
+        ) from error  # fmt: skip
 
 
 def main() -> int:
