@@ -128,7 +128,7 @@ class LocalGang:
         nodes = self._nodes()
         settings = self._settings
         if seat.pool:
-            settings = replace(settings, pool=seat.pool, price=seat.price)
+            settings = replace(settings, pool=seat.pool, price=seat.price, currency=seat.currency)
         launches: list[Launch] = []
         with ExitStack() as owned:
             for index, node in enumerate(nodes):

@@ -14,6 +14,7 @@ class Seat:
     """Type/zone/market; "" leaves it to the settings of the agents."""
     price: float | None = None
     """Of a node for an hour."""
+    currency: str = ""
 
 
 class Placement(Protocol):

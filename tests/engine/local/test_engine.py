@@ -215,6 +215,7 @@ def test_a_policy_takes_a_training_through_a_recorded_market_to_its_deadline(
     pools = [record.origin.pool for record in state.trainings]
     assert pools == [each.pool for each in decided if each.pool]  # what was decided is what was done
     prices = {record.origin.pool: record.origin.price for record in state.trainings}
+    assert {record.origin.currency for record in state.trainings} == {"USD"}
     assert all(price == (24.0 if pool == "on-demand" else 8.0) for pool, price in prices.items())
 
 

@@ -63,10 +63,10 @@ class PolicyPlacement:
     """
 
     def __init__(
-        self, controller: Controller, market: RecordedMarket, nodes: int, told: threading.Event, output: TextIO,
+        self, controller: Controller, market: RecordedMarket, job: Job, told: threading.Event, output: TextIO,
         clock: Clock,
     ) -> None:  # fmt: skip
-        self._controller, self._market, self._nodes = controller, market, nodes
+        self._controller, self._market, self._job = controller, market, job
         self._told, self._output, self._clock = told, output, clock
         self._running = IDLE
         self._looked_at = float("-inf")
@@ -78,8 +78,8 @@ class PolicyPlacement:
             order = self._order()
             if order is not None and order.tier != Tier.IDLE:
                 self._running = order
-                price = None if order.price is None else order.price / self._nodes
-                return Seat(order.pool, price)
+                price = None if order.price is None else order.price / self._job.ranks.nodes
+                return Seat(order.pool, price, self._job.currency)
             if self._controller.finished:
                 return None
             self._clock.sleep(_LOOK_SECONDS)
@@ -153,7 +153,7 @@ def market_placement(
         clock=clock, hour=hour,
     )  # fmt: skip
     return PolicyPlacement(
-        controller, RecordedMarket(traces, job.ranks.nodes), job.ranks.nodes, told, output, clock
+        controller, RecordedMarket(traces, job.ranks.nodes), job, told, output, clock
     )  # fmt: skip
 
 
