@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from unbroken.cli import main
+from unbroken.journal.events import CheckpointCommitted
 
 _BAD = "kind: NodePool\nmetadata: {name: p}\nspec:\n  template:\n    spec:\n      terminationGracePeriod: 110s\n"
 
@@ -46,3 +49,15 @@ def test_what_is_no_yaml_ends_with_78(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_folder_without_a_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(str(tmp_path)) == 0
     assert "No document" in capsys.readouterr().out
+
+
+def test_the_saves_of_a_run_are_held_against_the_grace(
+    tmp_path: Path, run_writer: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = run_writer(str(tmp_path / "run"))
+    (tmp_path / "job.yaml").write_text("kind: Job\nspec: {template: {spec: {terminationGracePeriodSeconds: 100}}}\n")
+    assert _run(str(tmp_path / "job.yaml"), "--run", writer.uri) == 10
+    assert "no checkpoint yet" in capsys.readouterr().err
+    writer.append(CheckpointCommitted(1, "manifests/1", "sha", 1, 1, seconds=300.0))
+    _run(str(tmp_path / "job.yaml"), "--run", writer.uri)
+    assert "The save takes 300 s" in capsys.readouterr().out

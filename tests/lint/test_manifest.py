@@ -161,6 +161,52 @@ def test_training_outside_a_job_is_named(rule: str, kind: str) -> None:
     assert not _of(rule, json.dumps({"kind": kind, "spec": inner}).replace("torchrun", "nginx"))
 
 
+def _with_command(text: str, words: list[str]) -> str:
+    return text.replace('["sh", "-c", "cd /app && exec python train.py"]', json.dumps(words))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words", "mended"),
+    [
+        ("torchrun-restarts", ["unbroken", "run", "--", "torchrun", "--max-restarts=3", "a.py"], "--max-restarts=0"),
+        ("torchrun-restarts", ["unbroken", "run", "--", "torchrun", "--max_restarts", "3"], "--max-restarts=0"),
+        ("torchrun-kills", ["torchrun", "a.py"], "--shutdown-timeout=90"),
+        ("torchrun-kills", ["sh", "-c", "exec python -m torch.distributed.run a.py"], "--shutdown-timeout=90"),
+    ],
+)
+def test_options_of_torchrun_that_cost_progress_are_named(rule: str, words: list[str], mended: str) -> None:
+    bad = _with_command(JOB, words)
+    (found,) = _of(rule, bad)
+    assert (found.mended, "command:" in bad.splitlines()[found.line - 1]) == (mended, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["unbroken", "run", "--", "torchrun", "--max-restarts=0", "a.py"],
+        ["unbroken", "run", "--", "torchrun", "--nnodes=1:4", "--max-restarts=3", "a.py"],  # elastic
+        ["unbroken", "run", "--max-restarts", "7", "--", "torchrun", "--max-restarts=0", "a.py"],  # the agent's own
+        ["torchrun", "--shutdown-timeout=90", "a.py"],
+    ],
+)
+def test_options_of_torchrun_that_cost_nothing_are_not(words: list[str]) -> None:
+    assert lint_text(_with_command(JOB, words), "a.yaml") == []
+
+
+def test_a_gang_whose_nodes_would_train_alone_is_named() -> None:
+    words = ["unbroken", "run", "--", "torchrun", "--standalone", "a.py"]
+    assert _of("torchrun-alone", _with_command(JOBSET, words))
+    assert not _of("torchrun-alone", _with_command(JOB, words))
+
+
+def test_a_container_beside_the_training_is_named() -> None:
+    beside = "      - name: proxy\n        image: example.com/proxy:1\n"
+    bad = JOB.replace("      volumes:\n", f"{beside}      volumes:\n")
+    (found,) = _of("sidecar", bad)
+    assert "name: proxy" in bad.splitlines()[found.line - 1]
+    assert found.mended.splitlines()[1:] == ["- name: proxy", "  restartPolicy: Always"]
+
+
 def test_sleeping_pre_stop_hook_is_named() -> None:
     hook = '        lifecycle:\n          preStop: {exec: {command: ["sleep", "90"]}}\n        resources:\n'
     (found,) = _of("sleeping-prestop", JOB.replace("        resources:\n", hook))

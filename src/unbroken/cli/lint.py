@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unbroken.errors import EXIT_FAILED, ConfigError
+from unbroken.errors import EXIT_FAILED, ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from unbroken.lint import Finding
@@ -20,18 +20,26 @@ _ORDER = ("note", "warning", "error")
 
 @click.command(short_help="Name the traps in Kubernetes manifests.")
 @click.option("--save-seconds", type=click.FloatRange(min=0), help="How long a save takes, measured; in seconds.")
+@click.option("--run", "uri", metavar="URI", help="Take the longest of this run's last saves for --save-seconds.")
 @click.option("--ignore", multiple=True, metavar="ID", help="Leave this rule out; may be given again.")
 @click.option("--fail-on", type=click.Choice(_ORDER), default="warning", show_default=True, help="Exit 1 from here on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.argument("files", nargs=-1, required=True)
 def lint(
-    files: tuple[str, ...], save_seconds: float | None, ignore: tuple[str, ...], fail_on: str, as_json: bool
+    files: tuple[str, ...],
+    save_seconds: float | None,
+    uri: str | None,
+    ignore: tuple[str, ...],
+    fail_on: str,
+    as_json: bool,
 ) -> int:
     """Read manifests (files, folders, or - for standard input) and name what breaks a training on spot instances."""
     from unbroken.cli.reading import print_json
     from unbroken.lint import count_known, lint_text
 
     _check_ids(ignore)
+    if uri is not None and save_seconds is None:
+        save_seconds = _longest_save(uri)
     found: list[Finding] = []
     known = 0
     for name, text in _texts(files):
@@ -42,6 +50,16 @@ def lint(
     else:
         _print(found, known)
     return EXIT_FAILED if any(_ORDER.index(one.severity) >= _ORDER.index(fail_on) for one in found) else 0
+
+
+def _longest_save(uri: str) -> float:
+    """Of the last 20 that became durable, in seconds."""
+    from unbroken.cli.reading import open_run
+
+    commits = open_run(uri).state.commits[-20:]
+    if not commits:
+        raise NotFoundError(f"{uri} has no checkpoint yet", kind="checkpoint", hint="Say --save-seconds instead")
+    return max(record.event.seconds for record in commits)
 
 
 def _check_ids(ignore: tuple[str, ...]) -> None:

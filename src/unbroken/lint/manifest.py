@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from unbroken.lint.command_rules import command_rules
 from unbroken.lint.finding import Finding
 from unbroken.lint.job_rules import job_rules, jobset_rules
 from unbroken.lint.look import Look
@@ -66,12 +67,16 @@ def _findings(manifest: Manifest, save_seconds: float | None) -> list[Finding]:
     if kind == "Job":
         job_rules(look, ())
         pod_rules(look, pod, save_seconds)
+        command_rules(look, pod)
     elif kind == "CronJob":
         job_rules(look, ("spec", "jobTemplate"))
-        pod_rules(look, ("spec", "jobTemplate", "spec", "template"), save_seconds)
+        pod = ("spec", "jobTemplate", "spec", "template")
+        pod_rules(look, pod, save_seconds)
+        command_rules(look, pod)
     elif kind == "JobSet":
         for job in jobset_rules(look):
             pod_rules(look, (*job, "spec", "template"), save_seconds)
+            command_rules(look, (*job, "spec", "template"))
     elif kind == "Pod" and looks_like_training(look, ()):
         look.add("bare-pod", ("kind",), "A Pod of its own is not started again once it was interrupted", "kind: Job")
         pod_rules(look, (), save_seconds)
