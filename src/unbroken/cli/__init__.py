@@ -21,6 +21,7 @@ _VERBS = {
     "stop": ("unbroken.cli.stop", "Have a job save and end; launch goes on with it."),
     "drill": ("unbroken.cli.drill", "Interrupt a run on purpose and prove that it resumes bit for bit."),
     "status": ("unbroken.cli.status", "Say how a run stands: attempts, steps, last durable checkpoint."),
+    "report": ("unbroken.cli.report", "Say where a run's hours and money went."),
     "ls": ("unbroken.cli.ls", "List a run's checkpoints."),
     "show": ("unbroken.cli.show", "Show what one checkpoint holds."),
     "verify": ("unbroken.cli.verify", "Read every byte of a run's checkpoints again and check it."),

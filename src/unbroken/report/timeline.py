@@ -75,7 +75,7 @@ def build_timeline(
         sightings: by attempt number.
     """
     seen = sightings or {}
-    restored_at = _restored_moments(entries, state)
+    restored_at = restored_moments(entries, state)
     attempts = state.trainings
     marks = [_milestones(record, restored_at, seen.get(record.attempt)) for record in attempts]
     return [
@@ -108,7 +108,8 @@ _Milestones = list[tuple[int, float]]
 """(step, when it was completed) as far as is known, both rising."""
 
 
-def _restored_moments(entries: Sequence[Entry], state: RunState) -> dict[int, float]:
+def restored_moments(entries: Sequence[Entry], state: RunState) -> dict[int, float]:
+    """By attempt, when its training could go on, in wall-clock seconds; it is not known of those that are left out."""
     ignored = {entry.n for entry in state.ignored}
     return {
         entry.attempt: entry.at
@@ -117,8 +118,8 @@ def _restored_moments(entries: Sequence[Entry], state: RunState) -> dict[int, fl
     }
 
 
-def _restored_step(record: AttemptRecord) -> int:
-    """Where the attempt began; a run's first checkpoint has no parent, so its attempt began at step 0."""
+def restored_step(record: AttemptRecord) -> int:
+    """Where the attempt began, or -1; a run's first checkpoint has no parent, so its attempt began at step 0."""
     if record.restored_step < 0 and record.committed and not record.committed[0].event.parent:
         return 0
     return record.restored_step
@@ -126,7 +127,7 @@ def _restored_step(record: AttemptRecord) -> int:
 
 def _milestones(record: AttemptRecord, restored_at: Mapping[int, float], seen: Sighting | None) -> _Milestones:
     marks: _Milestones = []
-    began = _restored_step(record)
+    began = restored_step(record)
     if began >= 0:
         marks.append((began, restored_at.get(record.attempt, record.claimed_at)))
     marks += [(commit.step, commit.at - commit.event.seconds) for commit in record.committed]
@@ -151,9 +152,9 @@ def _line(
     *,
     replaced: bool,
 ) -> AttemptLine:
-    restored = _restored_step(record)
+    restored = restored_step(record)
     last_step, last_step_at = marks[-1] if marks else (-1, None)
-    next_restored = next((step for step in map(_restored_step, later) if step >= 0), None)
+    next_restored = next((step for step in map(restored_step, later) if step >= 0), None)
     caught_up = (_when_reached(of, last_step) for of in later_marks)
     started = restored_at.get(record.attempt)
     return AttemptLine(
