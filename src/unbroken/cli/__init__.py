@@ -28,6 +28,7 @@ _VERBS = {
     "export": ("unbroken.cli.export", "Write a checkpoint as safetensors, or for torch's distributed checkpoint."),
     "import": ("unbroken.cli.import_", "Begin a new run with the weights of a file."),
     "watch": ("unbroken.cli.watch", "Print notices and advisories as they come."),
+    "plan": ("unbroken.cli.plan", "Say what a job will cost and when it will be done."),
     "pools": ("unbroken.cli.pools", "Rank instance types and zones by what the run would cost there."),
     "simulate": ("unbroken.cli.simulate", "Replay policies on recorded availability and pick the best."),
     "render": ("unbroken.cli.render", "Write a job as Kubernetes documents."),
