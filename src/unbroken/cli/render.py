@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
     from unbroken.render import Document
 
-# As in unbroken.render.EXTRAS, which would import pydantic for --help; a test compares them.
+# As in unbroken.render, which would import pydantic for --help; a test compares them.
 EXTRAS = ("nodepool", "nth", "rbac", "networkpolicy", "podmonitor", "bucket-lifecycle", "iam-policy")
+EC2_EXTRAS = ("iam-policy",)
 
 
-@click.group(short_help="Write a job as Kubernetes documents.")
+@click.group(short_help="Write a job as documents for Kubernetes or EC2.")
 def render() -> None:
     """Write a job as documents for the engine that others run."""
 
@@ -35,18 +36,34 @@ def kubernetes(extras: tuple[str, ...], output_dir: Path | None, job_file: Path)
     from unbroken.job import load_job
     from unbroken.render import render_kubernetes
 
-    _check(extras)
+    _check(extras, EXTRAS)
     documents = render_kubernetes(load_job(job_file), extras)
     if output_dir is not None:
-        _write(documents, output_dir)
+        from unbroken.render import kustomization
+
+        _write([*documents, kustomization(documents)], output_dir)
         return 0
-    files = [document for document in documents if document.name.endswith(".json")]
-    if files:
-        raise ConfigError(
-            f"{files[0].name} is no Kubernetes document and cannot be printed among them", kind="output",
-            hint="Say --output-dir DIR",
-        )  # fmt: skip
-    click.echo("---\n".join(document.text for document in documents), nl=False)
+    _print(documents, "Kubernetes")
+    return 0
+
+
+@render.command()
+@click.option("--with", "extras", multiple=True, metavar="NAME", help=f"Also: {', '.join(EC2_EXTRAS)}.")
+@click.option(
+    "--output-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Write a file for each."
+)
+@click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))
+def ec2(extras: tuple[str, ...], output_dir: Path | None, job_file: Path) -> int:
+    """Print the job file JOB as a CloudFormation template: a launch template and an Auto Scaling group."""
+    from unbroken.job import load_job
+    from unbroken.render import render_ec2
+
+    _check(extras, EC2_EXTRAS)
+    documents = render_ec2(load_job(job_file), extras)
+    if output_dir is not None:
+        _write(documents, output_dir)
+    else:
+        _print(documents, "CloudFormation")
     return 0
 
 
@@ -58,21 +75,29 @@ def schema() -> None:
     click.echo(job_schema(), nl=False)
 
 
-def _check(extras: Sequence[str]) -> None:
+def _check(extras: Sequence[str], known: Sequence[str]) -> None:
     for name in extras:
-        if name not in EXTRAS:
+        if name not in known:
             from difflib import get_close_matches
 
-            near = get_close_matches(name, EXTRAS, 1, 0)[0]
+            near = get_close_matches(name, known, 1, 0)[0]
             raise ConfigError(f"--with {name}: there is no such document", kind="with", hint=f"The nearest is {near}")
 
 
-def _write(documents: Sequence[Document], folder: Path) -> None:
-    from unbroken.render import kustomization
+def _print(documents: Sequence[Document], whose: str) -> None:
+    files = [document for document in documents if document.name.endswith(".json")]
+    if files:
+        raise ConfigError(
+            f"{files[0].name} is no {whose} document and cannot be printed among them", kind="output",
+            hint="Say --output-dir DIR",
+        )  # fmt: skip
+    click.echo("---\n".join(document.text for document in documents), nl=False)
 
+
+def _write(documents: Sequence[Document], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for document in (*documents, kustomization(documents)):
+        for document in documents:
             (folder / document.name).write_text(document.text, encoding="utf-8")
             click.echo(str(folder / document.name))
     except OSError as error:

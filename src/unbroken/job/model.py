@@ -126,13 +126,23 @@ class EC2(Part):
     region: Word
     """Such as `us-east-1`."""
     ami: Word
-    """Machine image."""
+    """Machine image, with the training, Unbroken and the AWS command line in it."""
     instance_profile: Word
     """With the permissions of the training."""
     subnets: list[Word] = Field(min_length=1)
     """One for each zone that may be used."""
     security_groups: list[Word] = Field(min_length=1)
     """Of the machines."""
+    user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")] = "ec2-user"
+    """Who trains on the machine."""
+    folder: Annotated[Word, Field(pattern=r"^/")] = "/"
+    """Where the command runs."""
+    path: Word = "/usr/local/bin:/usr/bin:/bin"
+    """PATH of the agent and of the training; a virtual environment's `bin` first."""
+    root_device: Word = "/dev/xvda"
+    """As the image calls its root disk: Amazon's `/dev/xvda`, Ubuntu's `/dev/sda1`."""
+    volume: Bytes = 200 * 1024**3
+    """Size of the root disk, which is encrypted and goes with the machine."""
     key_name: Word | None = None
     """For ssh."""
     tags: dict[str, Text] = Field(default={})

@@ -16,7 +16,7 @@ _WIDTH = 100
 
 @dataclass(frozen=True)
 class Document:
-    """One object of Kubernetes, or one JSON file for AWS.
+    """One object of Kubernetes, one template of CloudFormation, or one JSON file for AWS.
 
     Args:
         name: of its file.
@@ -42,6 +42,12 @@ class Document:
         return "".join(f"{row}\n" for at, line in enumerate(lines) for row in (*above.get(at, ()), line))
 
 
+class Block(str):
+    """A text of lines, which stands in YAML as it is."""
+
+    __slots__ = ()
+
+
 class _Dumper(yaml.SafeDumper):
     """Lists stand indented below their key, and nothing is referred to by an anchor."""
 
@@ -50,6 +56,11 @@ class _Dumper(yaml.SafeDumper):
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002
         super().increase_indent(flow, False)
+
+
+_Dumper.add_representer(
+    Block, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="|")
+)
 
 
 def _places(node: Any, path: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
