@@ -31,7 +31,7 @@ _VERBS = {
     "plan": ("unbroken.cli.plan", "Say what a job will cost and when it will be done."),
     "pools": ("unbroken.cli.pools", "Rank instance types and zones by what the run would cost there."),
     "simulate": ("unbroken.cli.simulate", "Replay policies on recorded availability and pick the best."),
-    "render": ("unbroken.cli.render", "Write a job as Kubernetes documents."),
+    "render": ("unbroken.cli.render", "Write a job as documents for Kubernetes or EC2."),
     "lint": ("unbroken.cli.lint", "Name the traps in Kubernetes manifests."),
     "doctor": ("unbroken.cli.doctor", "Check this place: store, memory, clock, notices, torchrun."),
     "prune": ("unbroken.cli.prune", "Retire checkpoints and delete what no kept one needs."),

@@ -140,6 +140,10 @@ def test_what_a_killed_supervisor_left_is_ended(engine: LocalEngine, tmp_path: P
     assert left
     assert engine.stop("job", timeout=PATIENCE).state == State.STOPPED
     assert not [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    engine.launch(job(tmp_path, READY))
+    before, after = wait(lambda: places if len(places := engine.status("job").places) == 2 else None)
+    assert (before.state, after.state) == ("ended", "running")
+    assert "supervisor" in before.reason
 
 
 def _of(process: psutil.Process, folder: Path) -> bool:

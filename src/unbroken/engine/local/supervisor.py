@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -60,7 +61,7 @@ class Scribe:
     def __init__(self, folder: JobFolder, told: threading.Event) -> None:
         before = folder.written()
         self._folder, self._told = folder, told
-        self._places = list(before.places) if before else []
+        self._places = [_left_behind(place) for place in before.places] if before else []
         self._at: dict[Launch, int] = {}
 
     def started(self, launch: Launch) -> None:
@@ -81,6 +82,13 @@ class Scribe:
 
     def write(self, state: State, reason: str = "") -> None:
         self._folder.write(Written(state, reason, self._places[-_KEPT_PLACES:], self._told.is_set()))
+
+
+def _left_behind(place: Place) -> Place:
+    """What a supervisor that was killed had running was ended before this one began."""
+    if place.state != "running":
+        return place
+    return replace(place, state="ended", reason="ended with its supervisor, which was killed")
 
 
 def _ended(place: Place, launch: Launch) -> Place:
