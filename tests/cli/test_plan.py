@@ -41,6 +41,22 @@ def test_people_get_tables_and_the_warning(tmp_path: Path) -> None:
     assert "spot without checkpoints is not cheap" in done.stdout
 
 
+def test_the_cadence_and_a_deadline_of_the_job_count(tmp_path: Path) -> None:
+    text = "name: a\nrun: runs/a\nscript: train.py\nexpected_hours: 48\nprices: {on_demand: 25, spot: 8}\n"
+
+    def interval_and_deadline(more: str, *arguments: str) -> tuple[float, float | None]:
+        (tmp_path / "job.yaml").write_text(text + more)
+        done = plan("job.yaml", "--hazard", "0.0625", "--trainings", "100", "--json", *arguments, place=tmp_path)
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        return document["rows"][1]["interval"], document["deadline_hours"]
+
+    assert interval_and_deadline("every: 15min\n") == (0.25, None)
+    assert interval_and_deadline("every: 500\nsteps: 1000\n") == (24.0, None)
+    assert interval_and_deadline("every: 'auto,loss=6min'\n", "--deadline", "60h") == (0.1, 60.0)
+    assert interval_and_deadline("deadline: 2020-01-01T00:00:00Z\n")[1] == 0.0  # long ago
+
+
 def test_what_lacks_is_said(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("name: a\nrun: runs/a\nscript: train.py\n")
     done = plan("job.yaml", place=tmp_path)
@@ -48,4 +64,4 @@ def test_what_lacks_is_said(tmp_path: Path) -> None:
     done = plan("job.yaml", "--hours", "5", place=tmp_path)
     assert (done.returncode, "no prices" in done.stderr) == (78, True)
     done = plan(EXAMPLE, "--every", "5", place=tmp_path)
-    assert done.returncode == 78
+    assert (done.returncode, "how long 5 steps take" in done.stderr) == (78, True)

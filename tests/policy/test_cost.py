@@ -49,6 +49,8 @@ def test_a_cell_of_the_reference_table(cost: float, expected: float) -> None:
 def test_the_hours_lost_in_the_reference_table() -> None:
     assert forecast_of(HALF_HOURLY, 3.0).rework == pytest.approx(0.75)
     assert worst_of(HALF_HOURLY, 3.0).rework == pytest.approx(1.5)
+    assert forecast_of(OVERLAPPED, 3.0).rework == pytest.approx(0.11, abs=0.005)
+    assert forecast_of(replace(OVERLAPPED, farewell=MINUTE), 3.0).rework == pytest.approx(0.15, abs=0.005)
     assert chance_at_first_try(SPOT) == pytest.approx(0.05, abs=0.001)
 
 
@@ -102,6 +104,14 @@ def test_without_saves_the_parts_make_the_whole_too(setting: Setting) -> None:
         parts = (found.work, found.rework, found.restarts, found.waiting)
         assert all(part >= -1e-9 for part in parts)
         assert sum(parts) == pytest.approx(found.finish)
+
+
+def test_the_best_interval_is_bounded_and_never_none_at_all() -> None:
+    assert best_setting(OVERLAPPED).interval == pytest.approx(40.0 * MINUTE, rel=0.01)
+    assert best_setting(OVERLAPPED, most=0.25).interval == 0.25
+    assert best_setting(replace(OVERLAPPED, upload=0.5), most=0.25).interval == 0.5
+    always = best_setting(replace(OVERLAPPED, notice_success=1.0))
+    assert always.interval == pytest.approx((2.0 * always.stall * 1000.0) ** 0.5, rel=0.01)
 
 
 def test_interruptions_that_undo_more_than_is_done_are_endless() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unbroken.clock import format_duration, parse_duration
+from unbroken.clock import SYSTEM_CLOCK, format_duration, parse_duration
 from unbroken.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _DURATIONS = ("stall", "upload", "restart", "wait", "blocking")
 @click.option("--deadline", help="As a duration from the launch; the job's by default.")
 @click.option("--hazard", type=click.FloatRange(min=0), help="Interruptions of the run per hour.")
 @click.option("--notice-success", type=click.FloatRange(0.0, 1.0), help="Chance that a save at a notice is in time.")
-@click.option("--every", help="Between saves, as a duration; the best by default.")
+@click.option("--every", help="Between saves; the job's, or the best, by default.")
 @click.option("--stall", help="What the loop loses to a save.")
 @click.option("--upload", help="Until a save is durable.")
 @click.option("--restart", help="Paid, from a machine to its first step.")
@@ -55,8 +55,9 @@ def plan(job: Path, as_json: bool, **options: Any) -> None:
     given = {name: parse_duration(options[name]) / 3600.0 for name in _DURATIONS if options[name]}
     given |= {name: options[name] for name in ("hazard", "notice_success") if options[name] is not None}
     inputs = inputs_of(given, _state(loaded))
-    interval = parse_duration(options["every"]) / 3600.0 if options["every"] else None
-    ways = ways_of(_hours(loaded, options["hours"]), inputs, *_prices(loaded), interval)
+    work = _hours(loaded, options["hours"])
+    interval, most = _cadence(loaded, options["every"], work)
+    ways = ways_of(work, inputs, *_prices(loaded), interval, most)
     deadline = _deadline(loaded, options["deadline"])
     rows = plan_rows(ways, deadline, options["trainings"], options["seed"])
     if as_json:
@@ -83,10 +84,29 @@ def _hours(job: Job, hours: float | None) -> float:
     return found
 
 
+def _cadence(job: Job, text: str | None, work: float) -> tuple[float | None, float]:
+    """(hours between saves where they are said, the most for the best interval)"""
+    from unbroken.every import parse_every
+
+    found = parse_every(text or job.every or "auto")
+    if found.seconds is not None:
+        return found.seconds / 3600.0, math.inf
+    if found.steps is not None:
+        if job.steps is None:
+            hint = "Write steps: 100000 into the job, or say --every as a duration"
+            raise ConfigError(f"how long {found.steps} steps take is not known", kind="every", hint=hint)
+        return work * min(1.0, found.steps / job.steps), math.inf
+    # Without a word about the largest loss the best interval is the best.
+    said = "loss" in (text or job.every or "")
+    return None, found.auto.loss / 3600.0 if said and found.auto is not None else math.inf
+
+
 def _deadline(job: Job, text: str | None) -> float | None:
-    """Hours from the launch; a moment in the job says nothing about a launch that has not been."""
-    text = text or job.deadline
-    return None if not text or (text[:4].isdigit() and text[4:5] == "-") else parse_duration(text) / 3600.0
+    """Hours from the launch, which for a moment is taken to be now."""
+    if text:
+        return parse_duration(text) / 3600.0
+    at = job.deadline_at(now := SYSTEM_CLOCK.now())
+    return None if at is None else max(0.0, at - now) / 3600.0
 
 
 def _prices(job: Job) -> tuple[list[tuple[str, float]], tuple[str, float]]:

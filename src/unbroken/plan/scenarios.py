@@ -42,13 +42,14 @@ class Row:
 
 def ways_of(
     work: float, inputs: Inputs, spot: Sequence[tuple[str, float]], on_demand: tuple[str, float],
-    interval: float | None = None,
+    interval: float | None = None, most: float = math.inf,
 ) -> list[Way]:  # fmt: skip
     """On demand; and on each spot pool without saves, with the usual saves, and with Unbroken's.
 
     Args:
         spot: pools and their prices of all nodes for an hour.
         interval: between saves; by default half an hour for the usual ones and the best for Unbroken's.
+        most: for the best: the largest loss that is borne.
     """
     pool, price = on_demand
     ours = {"stall": inputs.stall.value, "upload": inputs.upload.value, "restart": inputs.restart.value}
@@ -59,7 +60,7 @@ def ways_of(
         blocking = inputs.blocking.value
         usual = Setting(work, price, interval=interval or USUAL_INTERVAL, stall=blocking, upload=blocking, **risk)
         own = Setting(work, price, notice_success=inputs.notice_success.value, **{**risk, **ours})
-        own = best_setting(own) if interval is None else Setting(**{**vars(own), "interval": interval})
+        own = best_setting(own, most) if interval is None else Setting(**{**vars(own), "interval": interval})
         ways += [Way("unbroken", pool, own), Way("usual saves", pool, usual), Way("no checkpoints", pool, bare)]
     return ways
 

@@ -14,6 +14,10 @@ from dataclasses import dataclass, replace
 from unbroken.errors import ConfigError
 from unbroken.policy.interval import best_interval
 
+LEAST_LOSSY = 1.0 / 1000.0
+"""Interruptions per hour that no notice saves, at the least: broken hardware and crashes are never announced, so that
+nobody should rely on saves at notices alone."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -91,12 +95,14 @@ class Forecast:
         return self.work + self.saves + self.rework + self.restarts
 
 
-def best_setting(setting: Setting) -> Setting:
-    """With the interval that loses the least (:func:`unbroken.policy.interval.best_interval`), never shorter than an
-    upload, for saves must not overtake each other."""
-    lossy = setting.lossy_hazard
-    interval = best_interval(setting.stall, 1.0 / lossy) if lossy > 0.0 else math.inf
-    return replace(setting, interval=max(setting.upload, min(interval, setting.work), 1e-6))
+def best_setting(setting: Setting, most: float = math.inf) -> Setting:
+    """With the interval that loses the least (:func:`unbroken.policy.interval.best_interval`).
+
+    It is never shorter than an upload, for saves must not overtake each other, and otherwise never longer than
+    ``most``, the largest loss that is borne.
+    """
+    interval = best_interval(setting.stall, 1.0 / max(setting.lossy_hazard, LEAST_LOSSY))
+    return replace(setting, interval=max(setting.upload, min(interval, most, setting.work), 1e-6))
 
 
 def forecast(setting: Setting) -> Forecast:

@@ -14,7 +14,7 @@ import numpy as np
 
 from unbroken.policy.cost import Setting
 
-_MOST_ATTEMPTS = 100_000
+_MOST_ATTEMPTS = 2_000
 """A training that was interrupted so often is left: its hours are infinite."""
 _SUMMED = 40
 """Lives of attempts without saves that are drawn one by one; of more the sum is drawn (central limit)."""
