@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from unbroken.checkpoint.maintenance import prune_run
-from unbroken.cli import main
 from unbroken.errors import AccessError
 from unbroken.journal import Journal, Origin
 from unbroken.store import open_store
@@ -18,20 +17,6 @@ from unbroken.store.folder import FolderStore
 from unbroken.testing import flip_bit
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Call the command; gives exit code, output and errors."""
-
-    def calling(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(leaving.value.code or 0), out, err
-
-    return calling
 
 
 def read_json(call: Call, *arguments: str, code: int = 0) -> dict[str, Any]:

@@ -9,25 +9,10 @@ from typing import Any
 
 import pytest
 
-from unbroken.cli import main
 from unbroken.journal.events import Note, Notice
 from unbroken.store import open_store
 
 TENSORS = {"model/weight": [1.0, 2.0, 3.0], "model/bias": [0.5], "optimizer/step": [7.0]}
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Call the command; gives exit code, output and errors."""
-
-    def calling(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(leaving.value.code or 0), out, err
-
-    return calling
 
 
 @pytest.fixture

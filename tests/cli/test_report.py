@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from unbroken.cli import main
 from unbroken.journal import Journal, Origin
 from unbroken.journal.events import Decided, Notice
 from unbroken.store import open_store
@@ -21,20 +20,6 @@ run: {run}
 command: [python, train.py]
 prices: {{on_demand: 4.0, spot: 1.0, currency: EUR}}
 """
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Call the command; gives exit code, output and errors."""
-
-    def calling(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(leaving.value.code or 0), out, err
-
-    return calling
 
 
 @pytest.fixture

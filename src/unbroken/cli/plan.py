@@ -115,8 +115,7 @@ def _prices(job: Job) -> tuple[list[tuple[str, float]], tuple[str, float]]:
         raise ConfigError("the job has no prices", kind="job", hint="Write prices: {on_demand: 25.0, spot: 8.33}")
     found: dict[str, list[tuple[str, float]]] = {"spot": [], "on-demand": []}
     for pool in job.pools:
-        general = (job.prices.spot if pool.market == "spot" else job.prices.on_demand) if job.prices else 0.0
-        found[pool.market].append((str(pool), (pool.price or general) * job.ranks.nodes))
+        found[pool.market].append((str(pool), (job.price_of(pool) or 0.0) * job.ranks.nodes))
     if job.prices is not None:
         found["spot"] = found["spot"] or [("spot", job.prices.spot * job.ranks.nodes)]
         found["on-demand"] = found["on-demand"] or [("on-demand", job.prices.on_demand * job.ranks.nodes)]

@@ -29,9 +29,7 @@ def _pool(job: Job) -> dict[str, Any]:
     if len(job.pools) != 1:
         return {}
     (pool,) = job.pools
-    price = pool.price
-    if price is None and job.prices is not None:
-        price = job.prices.spot if pool.market == "spot" else job.prices.on_demand
+    price = job.price_of(pool)
     return {"pool": str(pool)} | ({} if price is None else {"price": price, "currency": job.currency})
 
 

@@ -228,6 +228,12 @@ class Job(Part):
         """Of all prices in the file."""
         return self.prices.currency if self.prices else "USD"
 
+    def price_of(self, pool: Pool) -> float | None:
+        """Of an hour of a node in that pool: its own, or that of its market; None where neither is said."""
+        if pool.price is not None or self.prices is None:
+            return pool.price
+        return self.prices.spot if pool.market == "spot" else self.prices.on_demand
+
     def deadline_at(self, began_at: float) -> float | None:
         """The deadline in seconds since the epoch, of a run that began at ``began_at``; None where there is none."""
         if self.deadline is None:

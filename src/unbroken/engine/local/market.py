@@ -17,7 +17,7 @@ from unbroken.engine.controller import IDLE, Controller, Offers, Order
 from unbroken.engine.placement import Seat
 from unbroken.errors import ConfigError, StoreError
 from unbroken.journal import Journal, Origin
-from unbroken.policy.choice import make_policy
+from unbroken.policy.choice import check_policy, make_policy
 from unbroken.policy.decision import Terms, Tier
 from unbroken.policy.stays import Seen, stays_of
 from unbroken.store import open_store
@@ -128,10 +128,9 @@ def check_market(job: Job, market: Market) -> None:
         ConfigError: the job lacks pools, prices, hours or a deadline, the traces do not fit the pools, or a value is
             none (kinds ``job``, ``trace``, ``policy``, ``market``).
     """
-    terms = _terms(job, market, 0.0)
-    _offers(job)
+    _terms(job, market, 0.0)
     _traces(job, market)
-    make_policy(market.policy, terms, Seen().rates)
+    check_policy(market.policy)
 
 
 def market_placement(
@@ -193,11 +192,10 @@ def _offers(job: Job) -> Offers:
 
 
 def _price(job: Job, pool: Pool) -> float:
-    if pool.price is not None:
-        return pool.price
-    if job.prices is None:
+    price = job.price_of(pool)
+    if price is None:
         raise ConfigError(f"the pool {pool} has no price", kind="job", hint="Write prices: {on_demand: 25, spot: 8}")
-    return job.prices.spot if pool.market == "spot" else job.prices.on_demand
+    return price
 
 
 def _traces(job: Job, market: Market) -> dict[str, Trace]:
